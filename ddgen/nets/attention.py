@@ -1,0 +1,108 @@
+"""Attention over the places of a feature map, and from them to the words of the prompt.
+
+    attention(q, k, v) = softmax(q k^T / sqrt(d)) v        Vaswani et al. 2017, arXiv 1706.03762, eq. 1
+
+A SpatialTransformer flattens a feature map to H W tokens and runs blocks of self-attention, cross-attention to the text and a
+gated feed-forward. Names are those of the published Latent Diffusion checkpoints.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddgen.nets.layers import GROUPS, zeroed
+
+
+class Attention(nn.Module):
+    """Multi-head attention; queries from x, keys and values from `context` (or from x itself)."""
+
+    def __init__(self, width: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_dim, width, bias=False)
+        self.to_v = nn.Linear(context_dim, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, N, width); context: (B, M, context_dim), default x. Returns (B, N, width)."""
+        context = x if context is None else context
+        q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, width / heads)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+    def _split(self, t: Tensor) -> Tensor:
+        return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, width / heads)
+
+
+class GEGLU(nn.Module):
+    """h * gelu(g) with (h, g) two halves of one projection. Ref: Shazeer 2020, arXiv 2002.05202, eq. 6."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, gate = self.proj(x).chunk(2, dim=-1)
+        return h * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Gated MLP, four times as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            GEGLU(width, 4 * width),
+            nn.Identity(),  # dropout in the published code: keeps the projection at index 2
+            nn.Linear(4 * width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each behind a layer norm and around a residual."""
+
+    def __init__(self, width: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn1 = Attention(width, width, heads)
+        self.attn2 = Attention(width, context_dim, heads)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x: (B, N, width); context: (B, M, context_dim)."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """`depth` transformer blocks over a feature map, with a residual around all of them.
+
+    Ref: Rombach et al. 2022, arXiv 2112.10752, appendix E.2.1.
+    """
+
+    def __init__(self, channels: int, context_dim: int, heads: int, depth: int, linear_projection: bool) -> None:
+        super().__init__()
+        self.linear_projection = linear_projection
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        projection = nn.Linear if linear_projection else lambda i, o: nn.Conv2d(i, o, 1)
+        self.proj_in = projection(channels, channels)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, context_dim, heads) for _ in range(depth))
+        self.proj_out = zeroed(projection(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x: (B, C, H, W); context: (B, M, context_dim). Returns (B, C, H, W)."""
+        height, width = x.shape[-2:]
+        h = self.norm(x)
+        if self.linear_projection:
+            h = self.proj_in(h.flatten(2).transpose(1, 2))  # (B, HW, C)
+        else:
+            h = self.proj_in(h).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear_projection:
+            return x + self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))

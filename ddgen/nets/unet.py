@@ -1,0 +1,130 @@
+"""The cross-attention U-Net of Latent Diffusion: F(x_t, time, text) with the shapes of the published checkpoints.
+
+    x_t -> input_blocks (keep every output as a skip) -> middle_block -> output_blocks (concatenate the skips) -> out
+
+It knows nothing of noise levels, predictions or guidance: those are the Denoiser's (diffusion/denoiser.py).
+Ref: Rombach et al. 2022, arXiv 2112.10752; Podell et al. 2023 (SDXL), arXiv 2307.01952. Names are the checkpoints' keys.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ddgen.nets.attention import SpatialTransformer
+from ddgen.nets.config import UNetConfig
+from ddgen.nets.layers import (
+    GROUPS,
+    Downsample,
+    ResBlock,
+    Upsample,
+    guidance_embedding,
+    position_channels,
+    timestep_embedding,
+    zeroed,
+)
+
+
+class UNet(nn.Module):
+    """The network F. Build it on the `meta` device and load weights into it, or train it from scratch."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        base, embedding = config.model_channels, 4 * config.model_channels
+
+        self.time_embed = _mlp(base, embedding)
+        if config.vector_dim:
+            self.label_emb = nn.Sequential(_mlp(config.vector_dim, embedding))
+        if config.guidance_dim:
+            self.guidance_proj = nn.Linear(config.guidance_dim, base, bias=False)
+
+        def block(channels: int, out_channels: int, level: int, depth: int) -> nn.ModuleList:
+            """One ResBlock, and a transformer behind it where the configuration has one."""
+            parts: list[nn.Module] = [ResBlock(channels, embedding, out_channels)]
+            if depth:
+                heads = config.heads[level]
+                parts.append(SpatialTransformer(out_channels, config.context_dim, heads, depth, config.linear_projection))
+            return nn.ModuleList(parts)
+
+        widths = [base * m for m in config.channel_mult]
+        last = len(widths) - 1
+        channels = base
+        skips = [base]
+        self.input_blocks = nn.ModuleList(
+            [nn.ModuleList([nn.Conv2d(config.in_channels + config.position_channels, base, 3, padding=1)])]
+        )
+        for level, width in enumerate(widths):
+            for depth in config.down_depth[level]:
+                self.input_blocks.append(block(channels, width, level, depth))
+                channels = width
+                skips.append(channels)
+            if level != last:
+                self.input_blocks.append(nn.ModuleList([Downsample(channels)]))
+                skips.append(channels)
+
+        self.middle_block = nn.ModuleList()
+        if config.mid_depth is not None:
+            self.middle_block.extend(block(channels, channels, last, config.mid_depth))
+            if config.mid_depth:
+                self.middle_block.append(ResBlock(channels, embedding, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for level in range(last, -1, -1):
+            for i, depth in enumerate(config.up_depth[level]):
+                parts = block(channels + skips.pop(), widths[level], level, depth)
+                channels = widths[level]
+                if level and i == len(config.up_depth[level]) - 1:
+                    parts.append(Upsample(channels))
+                self.output_blocks.append(parts)
+
+        self.out = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        )
+
+    def forward(
+        self, x: Tensor, time: Tensor, context: Tensor, vector: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """Return F(x_t, time, context), shaped like x_t with out_channels.
+
+        x: (B, in_channels, h, w) x_t. time: (B,) float. context: (B, M, context_dim) states of the text.
+        vector: (B, vector_dim), for networks that take one. guidance: (B,) scale w, for networks distilled with it.
+        """
+        embedding = self._embed(time, vector, guidance, x.dtype)
+        if self.config.position_channels:
+            grid = position_channels(*x.shape[-2:], device=x.device, dtype=x.dtype)
+            x = torch.cat([x, grid.expand(x.shape[0], -1, -1, -1)], dim=1)
+
+        skips = []
+        for parts in self.input_blocks:
+            x = _run(parts, x, embedding, context)
+            skips.append(x)
+        x = _run(self.middle_block, x, embedding, context)
+        for parts in self.output_blocks:
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = _run(parts, x, embedding, context, size=skips[-1].shape[-2:] if skips else None)
+        return self.out(x)
+
+    def _embed(self, time: Tensor, vector: Tensor | None, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the (B, 4 model_channels) embedding of time, pooled text and guidance scale."""
+        sinusoid = timestep_embedding(time, self.config.model_channels).to(dtype)
+        if guidance is not None:
+            sinusoid = sinusoid + self.guidance_proj(guidance_embedding(guidance, self.config.guidance_dim).to(dtype))
+        embedding = self.time_embed(sinusoid)
+        return embedding if vector is None else embedding + self.label_emb(vector)
+
+
+def _mlp(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out))
+
+
+def _run(parts: nn.ModuleList, x: Tensor, embedding: Tensor, context: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Run the modules of one block in order, each with the arguments that its kind takes."""
+    for part in parts:
+        if isinstance(part, ResBlock):
+            x = part(x, embedding)
+        elif isinstance(part, SpatialTransformer):
+            x = part(x, context)
+        elif isinstance(part, Upsample):
+            x = part(x, size)
+        else:
+            x = part(x)
+    return x
