@@ -43,8 +43,10 @@ def position_channels(height: int, width: int, *, device: torch.device | None = 
     With cell centres x (to the right) and y (down) in [-1, 1]: x, y, xy, x^2 + y^2, then for k = 1, 2, 3
     sin(pi k x), cos(pi k x), sin(pi k y), cos(pi k y). Cf. Liu et al. 2018 (CoordConv), arXiv 1807.03247.
     """
+    precision = torch.float64 if dtype == torch.float64 else torch.float32  # never less: sin(3 pi x) in bfloat16 is noise
+
     def centres(n: int) -> Tensor:
-        return (torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n * 2.0 - 1.0
+        return (torch.arange(n, device=device, dtype=precision) + 0.5) / n * 2.0 - 1.0
 
     y, x = torch.meshgrid(centres(height), centres(width), indexing="ij")
     channels = [x, y, x * y, x.square() + y.square()]
