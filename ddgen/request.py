@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """Exactly one image: nothing is left to decide but the arithmetic. Fields as in Request."""
+    """Exactly one image: nothing is left to decide but the arithmetic. Fields as in Request; eta None = the sampler's own."""
 
     prompt: str
     negative: str
@@ -61,6 +61,6 @@ class Job:
     sampler: str
     spacing: str
     sigmas: tuple[float, ...] | None
-    eta: float
+    eta: float | None
     scale: int
     model: str
