@@ -10,11 +10,13 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ddgen.errors import OutputError
 
 DAY = 86_400  # seconds
+Data = bytes | Iterable[bytes | memoryview]
 _PREFIX, _SUFFIX = ".ddgen-", ".part"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
@@ -34,8 +36,8 @@ _REASONS = {
 _temps: set[str] = set()
 
 
-def publish(path: str | os.PathLike[str], data: bytes, *, force: bool = False) -> Path:
-    """Write `data` under `path`, making the directories above it; return the path.
+def publish(path: str | os.PathLike[str], data: Data, *, force: bool = False) -> Path:
+    """Write `data`, whole or in pieces, under `path`, making the directories above it; return the path.
 
     Raises:
         FileExistsError: the name is taken and `force` is not given.
@@ -161,18 +163,19 @@ def _make_directories(directory: Path) -> None:
         _sync_directory(made.parent)
 
 
-def _write_temp(directory: Path, data: bytes) -> str:
+def _write_temp(directory: Path, data: Data) -> str:
     temp = os.path.join(directory, f"{_PREFIX}{_host()}-{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}")
     _temps.add(temp)
     try:
         descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            rest = memoryview(data)
-            while rest:
-                written = os.write(descriptor, rest)
-                if written == 0:
-                    raise OSError(errno.EIO, "nothing was written")
-                rest = rest[written:]
+            for piece in (data,) if isinstance(data, bytes) else data:
+                rest = memoryview(piece)
+                while rest:
+                    written = os.write(descriptor, rest)
+                    if written == 0:
+                        raise OSError(errno.EIO, "nothing was written")
+                    rest = rest[written:]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
