@@ -1,0 +1,184 @@
+"""Open a checkpoint, file or folder: what it is and which tensors it holds, from headers and config files alone. Torch-free."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ddgen.errors import ModelError
+from ddgen.nets.config import PatchConfig
+from ddgen.weights import keymap, spec
+from ddgen.weights.arch import Arch
+from ddgen.weights.folder import Folder, merged, read_folder, weight_headers
+from ddgen.weights.header import Header, read_header
+from ddgen.weights.infer import infer_arch, infer_prediction
+from ddgen.weights.keymap import Take
+from ddgen.weights.spec import Spec
+from ddgen.weights.split import Part, Split, Stored, first_stage_part, split, text_part, unet_part
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint.
+
+    layout:   "ldm" or "diffusers", of a single file; "folder".
+    arch:     what its own Spec, its config files or its shapes say; None for a file without a U-Net.
+    parts:    "unet", "first_stage", "text.0", ... -> {native name: where it lies}.
+    said:     what it tells beyond shapes: fields of a Spec ("prediction", "schedule", "zero_negative", ...).
+    own:      the Spec in its header or its ddgen.json, if it was written by ddgen.
+    """
+
+    path: Path
+    layout: str
+    arch: Arch | None
+    parts: dict[str, Part]
+    metadata: dict[str, str]
+    said: dict[str, Any] = field(default_factory=dict)
+    own: Spec | None = None
+    ema: Part = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    headers: tuple[Header, ...] = ()
+
+    def part(self, name: str) -> Part:
+        """Return a part's tensors.
+
+        Raises:
+            ModelError: the checkpoint does not hold it.
+        """
+        if name not in self.parts:
+            held = ", ".join(sorted(self.parts)) or "nothing"
+            message = f"model '{self.path.name}' holds no {name} (it holds {held})"
+            raise ModelError(message, "give a whole checkpoint", id="model.parts")
+        return self.parts[name]
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint.
+
+    Raises:
+        ModelError: missing, damaged, refused, or nothing that ddgen knows.
+    """
+    path = Path(path)
+    return _open_folder(read_folder(path)) if path.is_dir() else _open_file(path)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    header = read_header(path)
+    found = split(header)
+    own = spec.spec_from_json(header.metadata[spec.KEY], path) if spec.KEY in header.metadata else None
+    arch: Arch | None = None
+    said: dict[str, Any] = {}
+    if own is not None:
+        arch = own.arch
+    elif "unet" in found.parts:
+        arch = infer_arch(found, header.tensors)
+        said = _said_by_file(arch, found, header)
+    return Checkpoint(
+        path, found.layout, arch, found.parts, header.metadata, said, own, found.ema, found.ignored, found.unknown, (header,)
+    )
+
+
+def _said_by_file(arch: Arch, found: Split, header: Header) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    prediction = infer_prediction(arch, found, header)
+    if prediction is not None:
+        said["prediction"] = prediction
+    if "ztsnr" in header.tensors:
+        said["schedule"] = spec.SCALED_LINEAR | {"zero_terminal_snr": True}
+    return said
+
+
+def _open_folder(folder: Folder) -> Checkpoint:
+    path, arch = folder.path, folder.arch
+    headers: list[Header] = []
+    parts: dict[str, Part] = {}
+    left: set[str] = set()
+
+    def load(name: str, where: str, stem: str, build: Callable[[Mapping[str, Header], Callable[[Take], Stored]], Part]) -> None:
+        found = weight_headers(path / where, stem)
+        names = merged(found)
+
+        def stored(take: Take) -> Stored:
+            header = names[take.names[0]]
+            return Stored(header, take, take.shape(header.tensors[item].shape for item in take.names))
+
+        parts[name] = build(names, stored)
+        taken = {item for one in parts[name].values() for item in one.take.names}
+        left.update(f"{where}/{item}" for item in set(names) - taken)
+        headers.extend(found)
+
+    load("unet", "unet", "diffusion_pytorch_model", lambda names, stored: unet_part(names, "", stored)[1])
+    if (path / "vae").is_dir():
+        load("first_stage", "vae", "diffusion_pytorch_model", lambda names, stored: first_stage_part(names, "", stored)[1])
+    for i, name in enumerate(folder.text_folders):
+        load(f"text.{i}", name, "model", _text_of_folder)
+
+    own, said = None, _said_by_folder(folder)
+    if "format" in folder.settings:
+        import json
+
+        own = spec.spec_from_json(json.dumps(folder.settings), path)
+        arch = own.arch
+    elif folder.settings:
+        arch = _arch_by_settings(arch, folder.settings)
+    junk = tuple(sorted(name for name in left if keymap.ignored(name.partition("/")[2])))
+    unknown = tuple(sorted(left.difference(junk)))
+    return Checkpoint(path, "folder", arch, parts, {}, said, own, {}, junk, unknown, tuple(headers))
+
+
+def _text_of_folder(names: Mapping[str, Header], stored: Callable[[Take], Stored]) -> Part:
+    if any(name.startswith("text_model.") for name in names):
+        return text_part(names, "text_model.", "hf", stored)
+    return text_part(names, "", "hf", stored) | {
+        name: stored(Take((name,))) for name in names if name == "text_projection.weight"
+    }
+
+
+def _said_by_folder(folder: Folder) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    scheduler = folder.scheduler
+    words = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+    if scheduler.get("prediction_type") in words:
+        said["prediction"] = words[scheduler["prediction_type"]]
+    if "EDM" in str(scheduler.get("_class_name", "")):
+        said["prediction"] = "edm"
+        said["schedule"] = {
+            "kind": "edm",
+            "sigma_min": float(scheduler.get("sigma_min", 0.002)),
+            "sigma_max": float(scheduler.get("sigma_max", 80.0)),
+            "sigma_data": float(scheduler.get("sigma_data", 0.5)),
+        }
+    elif scheduler.get("beta_schedule") in ("scaled_linear", "linear"):
+        said["schedule"] = {
+            "kind": scheduler["beta_schedule"],
+            "beta_start": float(scheduler.get("beta_start", 0.0001)),
+            "beta_end": float(scheduler.get("beta_end", 0.02)),
+        }
+        if scheduler.get("rescale_betas_zero_snr") is True:
+            said["schedule"]["zero_terminal_snr"] = True
+    if isinstance(folder.index.get("force_zeros_for_empty_prompt"), bool):
+        said["zero_negative"] = folder.index["force_zeros_for_empty_prompt"]
+    return said | _said_by_settings(folder.settings)
+
+
+def _said_by_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a hand-written ddgen.json (one without "format") says beyond shapes; prose in its tables is left out."""
+    said = {name: settings[name] for name in ("name", "prediction", "x0_clamp") if name in settings}
+    if isinstance(settings.get("schedule"), dict):
+        said["schedule"] = {key: value for key, value in settings["schedule"].items() if key not in ("formula", "network_time")}
+    defaults = dict(settings.get("defaults", {})) if isinstance(settings.get("defaults"), dict) else {}
+    if isinstance(settings.get("image_size"), list) and len(settings["image_size"]) == 2:
+        defaults["width"], defaults["height"] = settings["image_size"]
+    return said | ({"defaults": defaults} if defaults else {})
+
+
+def _arch_by_settings(arch: Arch, settings: dict[str, Any]) -> Arch:
+    stage = settings.get("first_stage", {})
+    if stage.get("kind") == "patch":
+        arch = replace(arch, first_stage=PatchConfig(factor=int(stage["factor"]), in_channels=int(stage["channels"])))
+    count = int(settings.get("position_channels", {}).get("count", 0))
+    if count:
+        unet = replace(arch.unet, in_channels=arch.unet.in_channels - count, position_channels=count)
+        arch = replace(arch, unet=unet)
+    return arch

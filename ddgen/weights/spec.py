@@ -1,0 +1,173 @@
+"""A Spec: all that is needed to run a checkpoint, and its JSON form, which every file ddgen writes carries in its header. Torch-free.
+
+    metadata["ddgen"] = {"format": 1, "name": ..., "arch": {...}, "prediction": ..., "schedule": {...}, "defaults": {...}, ...}
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddgen.errors import ModelError, nearest
+from ddgen.weights.arch import Arch, arch_from_json, arch_to_json
+
+FORMAT = 1
+KEY = "ddgen"  # where the JSON lies in a header's metadata
+FILE = "ddgen.json"  # and in a folder
+PREDICTIONS = ("eps", "v", "x0", "flow", "edm")
+
+# Stable Diffusion's training schedule; every family of it shares these numbers.
+SCALED_LINEAR = {"kind": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is used where the request says nothing. width, height in pixels; guidance 1 = off."""
+
+    width: int = 512
+    height: int = 512
+    steps: int = 25
+    guidance: float = 7.5
+    guidance_rescale: float = 0.0
+    sampler: str = "dpmpp_2m"
+    spacing: str = "karras"
+    eta: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from: a local path, or a repository of the hub and a file in it (no file: the whole folder layout)."""
+
+    path: Path | None = None
+    repo: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    size: int | None = None  # bytes
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A checkpoint, ready to be assembled.
+
+    prediction:    what the network outputs, a row of diffusion/prediction.py.
+    schedule:      what diffusion/schedule.py makes a Schedule from.
+    x0_clamp:      None, or {"kind": "static", "min", "max"} | {"kind": "dynamic", ...}: networks on pixels burn without it.
+    zero_negative: without a negative prompt, the unconditional side is zeros instead of the encoded empty text (SDXL base).
+    distilled:     trained to run without guidance.
+    """
+
+    name: str
+    arch: Arch
+    prediction: str = "eps"
+    schedule: dict[str, Any] = field(default_factory=lambda: dict(SCALED_LINEAR))
+    x0_clamp: dict[str, Any] | None = None
+    zero_negative: bool = False
+    distilled: bool = False
+    defaults: Defaults = field(default_factory=Defaults)
+    source: Source = field(default_factory=Source)
+    licence: str = ""
+    credits: str = ""
+    note: str = ""
+
+    @property
+    def divisor(self) -> int:
+        """Width and height must be multiples of this, in pixels."""
+        return self.arch.first_stage.factor * self.arch.unet.divisor
+
+
+_PLAIN = ("name", "prediction", "schedule", "x0_clamp", "zero_negative", "distilled", "licence", "credits", "note")
+
+
+def spec_to_json(spec: Spec) -> str:
+    """Return the Spec as one line of JSON; where its weights came from is left out, so that equal models give equal bytes."""
+    data: dict[str, Any] = {"format": FORMAT}
+    data |= {name: getattr(spec, name) for name in _PLAIN if getattr(spec, name) not in (None, "", False)}
+    data["arch"] = arch_to_json(spec.arch)
+    data["defaults"] = dataclasses.asdict(spec.defaults)
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+
+
+def spec_from_json(text: str, path: Path) -> Spec:
+    """Read the Spec of the file or folder at `path` from its JSON.
+
+    Raises:
+        ModelError: not JSON, made by a later ddgen, an unknown field, a wrong type.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _bad(path, "is not JSON") from None
+    if not isinstance(data, dict):
+        raise _bad(path, "is not a JSON object")
+    if data.get("format") != FORMAT:
+        raise ModelError(f"model '{path.name}' was written by another version of ddgen", "update ddgen", id="model.spec")
+    fields = {name: data.pop(name) for name in _PLAIN if name in data}
+    arch = arch_from_json(data.pop("arch", None))
+    defaults = defaults_from(data.pop("defaults", {}), path)
+    data.pop("format")
+    if data:
+        raise _bad(path, f"has an unknown field {next(iter(data))[:40]!a}")
+    if "name" not in fields:
+        raise _bad(path, "lacks a name")
+    check_fields(fields, path)
+    return Spec(arch=arch, defaults=defaults, source=Source(path=path), **fields)
+
+
+def check_fields(fields: dict[str, Any], path: Path) -> None:
+    """Refuse values of a wrong type among the plain fields of a Spec.
+
+    Raises:
+        ModelError: naming the field.
+    """
+    for name, value in fields.items():
+        if name in ("schedule", "x0_clamp"):
+            good = _flat(value) or (name == "x0_clamp" and value is None)
+        elif name in ("zero_negative", "distilled"):
+            good = isinstance(value, bool)
+        else:
+            good = isinstance(value, str) and len(value) <= 2000
+        if not good:
+            raise _bad(path, f"has a wrong '{name}'")
+    prediction = fields.get("prediction", "eps")
+    if prediction not in PREDICTIONS:
+        raise _bad(path, f"has prediction {prediction[:20]!a}, known are {', '.join(PREDICTIONS)}")
+
+
+def defaults_from(data: Any, path: Path, base: Defaults | None = None) -> Defaults:
+    """Read Defaults from a JSON or TOML table, over those of `base`.
+
+    Raises:
+        ModelError: an unknown name or a wrong type.
+    """
+    base = Defaults() if base is None else base
+    if not isinstance(data, dict):
+        raise _bad(path, "has defaults that are not a table")
+    kinds: dict[str, tuple[type, ...]] = {
+        item.name: (str,) if item.type in (str, "str") else (int,) if item.type in (int, "int") else (int, float)
+        for item in dataclasses.fields(Defaults)
+    }
+    for name, value in data.items():
+        if name not in kinds:
+            close = nearest(name, kinds)
+            raise _bad(path, f"has an unknown default {name[:40]!a}" + (f" (did you mean '{close}'?)" if close else ""))
+        if not (type(value) in kinds[name] or (name == "eta" and value is None)):
+            raise _bad(path, f"has a wrong default '{name}'")
+        if isinstance(value, int | float) and not 0 <= value <= 1e5:
+            raise _bad(path, f"has a default '{name}' out of range")
+    return dataclasses.replace(base, **data)
+
+
+def _flat(value: Any) -> bool:
+    """Whether `value` is a small table of plain values."""
+    return (
+        isinstance(value, dict)
+        and len(value) <= 16
+        and all(type(item) in (str, int, float, bool) for item in value.values())
+        and "kind" in value
+    )
+
+
+def _bad(path: Path, reason: str) -> ModelError:
+    return ModelError(f"the settings of model '{path.name}' cannot be used: the table {reason}", "check the file", id="model.spec")
