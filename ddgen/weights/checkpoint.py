@@ -139,7 +139,8 @@ class Reader:
             if got == 0:
                 refuse(header.path, f"ends inside tensor '{name}'", AGAIN, "truncated")
             rest, offset = rest[got:], offset + got
-        return raw.view(DTYPES[info.dtype]).reshape(info.shape)
+        flat = raw.view(DTYPES[info.dtype])
+        return flat.reshape(info.shape) if info.stride is None else flat.as_strided(info.shape, info.stride)
 
     def _open(self, header: Header) -> int:
         if header.path not in self._handles:

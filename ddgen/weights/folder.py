@@ -17,6 +17,7 @@ from ddgen.text.config import CLIPConfig, TowerSpec
 from ddgen.weights.arch import REFINER_IDS, SIZE_IDS, SDXL_TOWERS, Arch
 from ddgen.weights.header import Header, read_header
 from ddgen.weights.infer import family_of
+from ddgen.weights.unpickle import read_pickled_header
 
 MAX_JSON = 8 * 2**20  # bytes
 TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
@@ -204,7 +205,7 @@ def weight_headers(folder: Path, stem: str) -> list[Header]:
     """Return the headers of a part's weight files: one, or its shards.
 
     Raises:
-        ModelError: none is there, only pickles are, or the index names a file outside the folder.
+        ModelError: none is there, or the index names a file outside the folder.
     """
     for variant in VARIANTS:
         whole = folder / f"{stem}{variant}.safetensors"
@@ -213,10 +214,10 @@ def weight_headers(folder: Path, stem: str) -> list[Header]:
         for index in (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors.index.json"):
             if index.is_file():
                 return [read_header(folder / name) for name in _shards(index)]
-    pickles = sorted(item.name for item in folder.glob("*.bin")) if folder.is_dir() else []
-    if pickles:
-        message = f"'{folder.name}' holds only the pickle {pickles[0]}, no safetensors"
-        raise ModelError(message, "get the safetensors version of the model", id="model.pickle")
+    for variant in VARIANTS:
+        pickled = folder / f"{'pytorch_model' if stem == 'model' else stem}{variant}.bin"
+        if pickled.is_file():
+            return [read_pickled_header(pickled)]
     raise ModelError(f"'{folder.name}' holds no {stem}.safetensors", "download the model again", id="model.missing")
 
 

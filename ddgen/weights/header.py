@@ -51,12 +51,13 @@ _MAGIC = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: bytes start..stop of the file."""
+    """Where a tensor lies: bytes start..stop of the file. stride: in elements, where a pickled file does not keep row order."""
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     stop: int
+    stride: tuple[int, ...] | None = None
 
     @property
     def count(self) -> int:

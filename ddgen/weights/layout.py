@@ -10,11 +10,12 @@ from ddgen.nets.config import PatchConfig
 from ddgen.weights import keymap, spec
 from ddgen.weights.arch import Arch
 from ddgen.weights.folder import Folder, merged, read_folder, weight_headers
-from ddgen.weights.header import Header, read_header
+from ddgen.weights.header import Header
 from ddgen.weights.infer import infer_arch, infer_prediction
 from ddgen.weights.keymap import Take
 from ddgen.weights.spec import Spec
 from ddgen.weights.split import Part, Split, Stored, first_stage_part, split, text_part, unet_part
+from ddgen.weights.unpickle import read_weights_header
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    header = read_header(path)
+    header = read_weights_header(path)
     found = split(header)
     own = spec.spec_from_json(header.metadata[spec.KEY], path) if spec.KEY in header.metadata else None
     arch: Arch | None = None
