@@ -1,6 +1,7 @@
 """CLIP tokens against transformers' and open_clip's tokenizers, and the cutting into chunks."""
 
 import gzip
+import itertools
 import json
 import os
 import subprocess
@@ -182,7 +183,7 @@ def test_comma_after_the_window_outweighs_one_inside():
 def test_cuts_lose_nothing(ids):
     pairs = cuts(ids)
     assert pairs[0][0] == 0 and pairs[-1][1] == len(ids)
-    assert all(left[1] == right[0] for left, right in zip(pairs, pairs[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(pairs))
     assert all(55 < stop - start <= 75 for start, stop in pairs[:-1])
 
 

@@ -6,8 +6,8 @@
 The vocabulary is the file that open_clip_torch ships, found without importing open_clip. Where CLIP's
 tokenizers differ we do as transformers' CLIPTokenizer, which Stable Diffusion uses: no mojibake repair
 (ftfy), no HTML unescaping (`&amp;` means the characters typed), and letters are lowered one at a time (a
-final capital sigma becomes the plain small one). In one point we side with open_clip: `<|endoftext|>` typed in a prompt is
-text, not the end token, so that a prompt cannot move the pooled position.
+final capital sigma becomes the plain small one). In one point we side with open_clip: `<|endoftext|>` typed
+in a prompt is text, not the end token, so that a prompt cannot move the pooled position.
 
 Nothing is cached on disk: building from that file takes 70 ms, reading a saved tokenizer.json 85 to 140 ms.
 """
