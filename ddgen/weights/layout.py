@@ -148,8 +148,8 @@ def _said_by_folder(folder: Folder) -> dict[str, Any]:
             "kind": "edm",
             "sigma_min": float(scheduler.get("sigma_min", 0.002)),
             "sigma_max": float(scheduler.get("sigma_max", 80.0)),
-            "sigma_data": float(scheduler.get("sigma_data", 0.5)),
         }
+        said["sigma_data"] = float(scheduler.get("sigma_data", 0.5))
     elif scheduler.get("beta_schedule") in ("scaled_linear", "linear"):
         said["schedule"] = {
             "kind": scheduler["beta_schedule"],

@@ -47,7 +47,7 @@ class Entry:
     title: str = ""
 
 
-_SAID = ("prediction", "schedule", "x0_clamp", "zero_negative", "distilled", "licence", "credits", "note")
+_SAID = ("prediction", "schedule", "sigma_data", "x0_clamp", "zero_negative", "distilled", "licence", "credits", "note")
 _SOURCE = ("path", "packaged", "repo", "file", "revision", "sha256", "size")
 _OWN = ("aliases", "arch", "defaults", "commercial", "default", "title")
 _TEXT = ("arch", "path", "packaged", "repo", "file", "revision", "sha256", "title", "prediction", "licence", "credits", "note")

@@ -53,6 +53,7 @@ class Spec:
 
     prediction:    what the network outputs, a row of diffusion/prediction.py.
     schedule:      what diffusion/schedule.py makes a Schedule from.
+    sigma_data:    deviation of x0 that the "edm" prediction was scaled for; 1 for the others.
     x0_clamp:      None, or {"kind": "static", "min", "max"} | {"kind": "dynamic", ...}: networks on pixels burn without it.
     zero_negative: without a negative prompt, the unconditional side is zeros instead of the encoded empty text (SDXL base).
     distilled:     trained to run without guidance.
@@ -62,6 +63,7 @@ class Spec:
     arch: Arch
     prediction: str = "eps"
     schedule: dict[str, Any] = field(default_factory=lambda: dict(SCALED_LINEAR))
+    sigma_data: float = 1.0
     x0_clamp: dict[str, Any] | None = None
     zero_negative: bool = False
     distilled: bool = False
@@ -77,13 +79,13 @@ class Spec:
         return self.arch.first_stage.factor * self.arch.unet.divisor
 
 
-_PLAIN = ("name", "prediction", "schedule", "x0_clamp", "zero_negative", "distilled", "licence", "credits", "note")
+_PLAIN = ("name", "prediction", "schedule", "sigma_data", "x0_clamp", "zero_negative", "distilled", "licence", "credits", "note")
 
 
 def spec_to_json(spec: Spec) -> str:
     """Return the Spec as one line of JSON; where its weights came from is left out, so that equal models give equal bytes."""
     data: dict[str, Any] = {"format": FORMAT}
-    data |= {name: getattr(spec, name) for name in _PLAIN if getattr(spec, name) not in (None, "", False)}
+    data |= {name: getattr(spec, name) for name in _PLAIN if getattr(spec, name) not in (None, "", False, 1.0)}
     data["arch"] = arch_to_json(spec.arch)
     data["defaults"] = dataclasses.asdict(spec.defaults)
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
@@ -124,6 +126,8 @@ def check_fields(fields: dict[str, Any], path: Path) -> None:
     for name, value in fields.items():
         if name in ("schedule", "x0_clamp"):
             good = _flat(value) or (name == "x0_clamp" and value is None)
+        elif name == "sigma_data":
+            good = type(value) in (int, float) and 0 < value <= 100
         elif name in ("zero_negative", "distilled"):
             good = isinstance(value, bool)
         else:

@@ -1,0 +1,180 @@
+"""Spec -> Pipeline: build on meta, load strictly, place on device and dtype.
+
+    U-Net         the compute dtype: bf16 or fp16 on GPUs that have it, bf16 on CPUs with native bf16 where it pays, else float32
+    text towers   float16 beside a half-precision U-Net on a GPU, else float32
+    first stage   float32 always: the autoencoder of SDXL overflows in float16, and 8-bit pixels do not survive bf16
+
+Every tensor is read once, from the file into the memory it stays in.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ddgen.app.pipeline import FirstStage, Pipeline, TextEncoder
+from ddgen.diffusion.denoiser import Denoiser
+from ddgen.diffusion.schedule import make_schedule
+from ddgen.errors import ModelError, ResourceError, UsageError
+from ddgen.nets.config import FirstStageConfig, KLConfig, PatchConfig, TinyConfig
+from ddgen.nets.unet import UNet
+from ddgen.weights.checkpoint import Checkpoint, load_module, open_checkpoint, read_tensors
+from ddgen.weights.digest import digest
+from ddgen.weights.spec import Spec
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DEVICES = ("auto", "cpu", "cuda", "mps")
+TEXT_BACKENDS = ("native", "transformers", "open_clip")
+LARGE = 100_000_000  # parameters; below, half precision saves nothing on a CPU
+
+
+def assemble(spec: Spec, *, device: str = "auto", dtype: str = "auto", text_backend: str = "native") -> Pipeline:
+    """Load a Spec's weights and return the Pipeline that samples from them.
+
+    Raises:
+        ModelError: the weights are not here, damaged, or do not fit the Spec's Arch.
+        ResourceError: a device or dtype that this machine does not have.
+        UsageError: an unknown device, dtype or text backend.
+    """
+    place = choose_device(device)
+    path = local_path(spec)
+    found = open_checkpoint(path)
+    compute = choose_dtype(dtype, place, spec, found)
+    with ThreadPoolExecutor(1) as pool:
+        digests = pool.submit(lambda: {header.path.name: digest(header.path) for header in found.headers})
+        network = load_unet(spec, found, compute, place)
+        stage = load_first_stage(spec.arch.first_stage, found, torch.float32, place)
+        text = load_text(spec, found, text_backend, torch.float16 if _half_gpu(compute, place) else torch.float32, place)
+    denoiser = Denoiser(network, spec.prediction, make_schedule(spec.schedule), spec.x0_clamp, compute, spec.sigma_data)
+    named = digests.result()
+    return Pipeline(spec, text, denoiser, stage, place, {"model": next(iter(named.values()))} if len(named) == 1 else named)
+
+
+def local_path(spec: Spec) -> Path:
+    """Return where the weights of a Spec lie on this machine.
+
+    Raises:
+        ModelError: they are not here.
+    """
+    if spec.source.path is None:
+        raise ModelError(f"model '{spec.name}' is not on this machine", f"get it with: ddgen models pull {spec.name}", id="model.absent")
+    return spec.source.path
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device meant by `device`; "auto" takes a GPU if there is one.
+
+    Raises:
+        UsageError: an unknown word. ResourceError: this machine has no such device.
+    """
+    kind, _, number = device.partition(":")
+    if kind not in DEVICES or (number and not (kind == "cuda" and number.isdigit())):
+        raise UsageError(f"unknown device '{device}'", "one of: " + ", ".join(DEVICES) + ", cuda:N", id="usage.device")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if kind == "auto":
+        kind = "cuda" if cuda else "mps" if mps else "cpu"
+    if kind == "cuda" and (not cuda or int(number or 0) >= torch.cuda.device_count()):
+        which = f"no CUDA device {number}" if cuda else "no CUDA device"
+        raise ResourceError(f"--device {device}: {which} found", "use --device cpu", id="resource.device")
+    if kind == "mps" and not mps:
+        raise ResourceError("--device mps: this machine has no Metal device", "use --device cpu", id="resource.device")
+    return torch.device(kind, int(number)) if number else torch.device(kind)
+
+
+def choose_dtype(dtype: str, device: torch.device, spec: Spec, found: Checkpoint) -> torch.dtype:
+    """Return what the U-Net computes in; "auto" asks what the device does natively.
+
+    Networks that work on pixels stay in float32: their output is the picture, and half precision shows in it.
+
+    Raises:
+        UsageError: an unknown word.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise UsageError(f"unknown dtype '{dtype}'", "one of: auto, " + ", ".join(DTYPES), id="usage.dtype")
+        return DTYPES[dtype]
+    if isinstance(spec.arch.first_stage, PatchConfig):
+        return torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if native >= (8, 0) else torch.float16 if native >= (6, 0) else torch.float32
+    if device.type == "mps":
+        return torch.float16
+    size = sum(stored.header.tensors[stored.take.names[0]].count for stored in found.parts.get("unet", {}).values())
+    return torch.bfloat16 if size >= LARGE and cpu_has_bf16() else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 natively; without, bf16 is emulated and many times slower than float32."""
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe is not None and bool(probe()) for probe in probes)
+
+
+def _half_gpu(compute: torch.dtype, device: torch.device) -> bool:
+    return compute != torch.float32 and device.type != "cpu"
+
+
+def load_unet(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.device) -> UNet:
+    """Build the U-Net of a Spec and load it.
+
+    Raises:
+        ModelError: the checkpoint has none, or one of another shape.
+    """
+    with torch.device("meta"):
+        network = UNet(spec.arch.unet)
+    load_module(network, found.part("unet"), dtype=dtype, device=device, name="unet")
+    return network
+
+
+def load_first_stage(config: FirstStageConfig, found: Checkpoint, dtype: torch.dtype, device: torch.device) -> FirstStage:
+    """Build the first stage of a Spec and load it; one of patches has no weights.
+
+    Raises:
+        ModelError: the checkpoint has none, or one of another shape.
+    """
+    if isinstance(config, PatchConfig):
+        from ddgen.nets.patch import PatchStage
+
+        return PatchStage(config)
+    stage: nn.Module
+    with torch.device("meta"):
+        if isinstance(config, KLConfig):
+            from ddgen.nets.vae import AutoencoderKL
+
+            stage = AutoencoderKL(config)
+        else:
+            assert isinstance(config, TinyConfig)
+            from ddgen.nets.taesd import TinyAutoencoder
+
+            stage = TinyAutoencoder(config)
+    load_module(stage, found.part("first_stage"), dtype=dtype, device=device, name="first_stage")
+    return stage  # type: ignore[return-value]
+
+
+def load_text(spec: Spec, found: Checkpoint, backend: str, dtype: torch.dtype, device: torch.device) -> TextEncoder:
+    """Build the text towers of a Spec, with our own modules or through a library, and load them.
+
+    Raises:
+        UsageError: an unknown backend. ModelError: the checkpoint has no such tower, or one of another shape.
+    """
+    from ddgen.text.tokens import Tokenizer
+
+    if backend not in TEXT_BACKENDS:
+        raise UsageError(f"unknown text backend '{backend}'", "one of: " + ", ".join(TEXT_BACKENDS), id="usage.text-backend")
+    specs = spec.arch.text
+    parts = [found.part(f"text.{i}") for i in range(len(specs))]
+    if backend != "native":
+        from ddgen.text.library import library_encoder
+
+        states = [dict(read_tensors(part, dtype=dtype)) for part in parts]
+        return library_encoder(backend, states, specs, Tokenizer(), device=device)
+    from ddgen.text.clip import CLIPTextModel, TextEncoder
+
+    towers = []
+    for i, (tower, part) in enumerate(zip(specs, parts, strict=True)):
+        with torch.device("meta"):
+            model = CLIPTextModel(tower.config)
+        load_module(model, part, dtype=dtype, device=device, name=f"text.{i}")
+        towers.append(model)
+    return TextEncoder(towers, specs, Tokenizer())
