@@ -202,7 +202,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if type(value) in (int, float) and abs(value) < 1e9:
             return float(value)
     elif hint is int:
-        if type(value) is int and abs(value) <= (MAX_VOCABULARY if where.endswith("vocab_size") else MAX_INT):
+        low = -MAX_LAYERS if where.endswith(".layer") else 0
+        if type(value) is int and low <= value <= (MAX_VOCABULARY if where.endswith(".vocab_size") else MAX_INT):
             return value
     elif type(value) is hint and (hint is not str or len(value) <= 200):
         return value
@@ -233,6 +234,8 @@ def _check(arch: Arch) -> None:
         clip = tower.config
         if not 1 <= clip.layers <= MAX_LAYERS or clip.heads < 1 or clip.width < 1 or clip.width % clip.heads:
             raise _bad("its text tower has impossible layers, width or heads")
+        if min(clip.mlp, clip.positions) < 1 or clip.projection_dim == 0:
+            raise _bad("its text tower has an impossible size")
         if not -clip.layers - 1 <= tower.layer <= -1 or tower.layout not in ("hf", "openclip"):
             raise _bad("its text tower has an impossible layer or layout")
         if clip.activation not in ("quick_gelu", "gelu") or not 0 <= tower.pad_id < clip.vocab_size:
