@@ -8,6 +8,7 @@ arXiv 2404.07724.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,41 +19,62 @@ from ddgen.diffusion.denoiser import Denoise, Denoiser, clamped
 
 def guided(
     denoiser: Denoiser,
-    cond: Conditioning,
+    cond: Conditioning | Sequence[Conditioning],
     uncond: Conditioning | None,
     *,
     scale: float | Tensor,
+    weights: Tensor | None = None,
     rescale: float = 0.0,
     interval: tuple[float, float] | None = None,
 ) -> Denoise:
     """Return denoise(x, sigma) with the conditioning bound.
 
+    cond:     one conditioning, or several that are composed: D_cond = D_uncond + sum_i w_i (D_i - D_uncond).
     scale:    1 = off, one network call on half the batch (uncond may be None then); a (B,) tensor gives each image its own.
+    weights:  (B, parts) of a composition.
     rescale:  phi in [0, 1]: how far the standard deviation of the guided network output is pulled back to that of the conditional one.
     interval: (low, high) in sigma: guided only where low < sigma <= high, elsewhere the conditional estimate alone.
+
+    Ref of the composition: Liu et al. 2022, arXiv 2206.01714, eq. 11.
     """
+    conds = [cond] if isinstance(cond, Conditioning) else list(cond)
+    plain = weights is None
+    if plain and len(conds) != 1:
+        raise ValueError("several conditionings need weights")
     off = bool((scale == 1).all()) if isinstance(scale, Tensor) else scale == 1
 
     def conditional(x: Tensor, sigma: float) -> Tensor:
-        return denoiser(x, sigma, cond)
+        return denoiser(x, sigma, conds[0])
 
-    if off:
+    if off and plain:
         return conditional if denoiser.x0_clamp is None else clamped(conditional, denoiser.x0_clamp)
     if uncond is None:
         raise ValueError("guidance with scale != 1 needs an unconditional branch")
-    both = join(uncond, cond)
-    weight = scale.reshape(-1, 1, 1, 1) if isinstance(scale, Tensor) else scale
+    branches = join(uncond, *conds)
+    strength = scale.reshape(-1, 1, 1, 1) if isinstance(scale, Tensor) else scale
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        if interval is not None and not interval[0] < sigma <= interval[1]:
+        inside = interval is None or interval[0] < sigma <= interval[1]
+        if plain and not inside:
             return conditional(x, sigma)
-        d_uncond, d_cond = denoiser(torch.cat([x, x]), sigma, both).chunk(2)
-        d_guided = d_uncond + weight * (d_cond - d_uncond)
+        d_uncond, *d_parts = denoiser(torch.cat([x] * (1 + len(conds))), sigma, branches).chunk(1 + len(conds))
+        d_cond = d_parts[0] if weights is None else _composed(d_uncond, d_parts, weights)
+        if not inside:
+            return d_cond
+        d_guided = d_uncond + strength * (d_cond - d_uncond)
         if rescale == 0:
             return d_guided
         return _rescaled(denoiser, x, sigma, d_cond, d_guided, rescale)
 
     return denoise if denoiser.x0_clamp is None else clamped(denoise, denoiser.x0_clamp)
+
+
+def _composed(d_uncond: Tensor, d_parts: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return D_uncond + sum_i w_i (D_i - D_uncond)."""
+    total = d_uncond
+    for d_part, weight in zip(d_parts, weights.unbind(1), strict=True):
+        total = total + weight.reshape(-1, 1, 1, 1) * (d_part - d_uncond)
+    return total
 
 
 def _rescaled(denoiser: Denoiser, x: Tensor, sigma: float, d_cond: Tensor, d_guided: Tensor, phi: float) -> Tensor:
@@ -66,17 +88,16 @@ def _rescaled(denoiser: Denoiser, x: Tensor, sigma: float, d_cond: Tensor, d_gui
     return c_skip * x + c_out * (factor * f_guided)
 
 
-def join(first: Conditioning, second: Conditioning) -> Conditioning:
-    """Return both conditionings as one batch, `first` above `second`.
+def join(*conditionings: Conditioning) -> Conditioning:
+    """Return conditionings as one batch, the first on top.
 
     Contexts of different length are repeated to their least common multiple: softmax attention over a context repeated k times equals
     attention over it once, so no padding token enters the sums.
     """
-    length = math.lcm(first.context.shape[1], second.context.shape[1])
-    context = torch.cat([c.context.repeat(1, length // c.context.shape[1], 1) for c in (first, second)])  # (2B, 77k, D)
-    if first.vector is None or second.vector is None:
-        return Conditioning(context)
-    return Conditioning(context, torch.cat([first.vector, second.vector]))
+    length = math.lcm(*(c.context.shape[1] for c in conditionings))
+    context = torch.cat([c.context.repeat(1, length // c.context.shape[1], 1) for c in conditionings])  # (sum of B, 77k, D)
+    vectors = [c.vector for c in conditionings if c.vector is not None]
+    return Conditioning(context, torch.cat(vectors) if len(vectors) == len(conditionings) else None)
 
 
 def interval_from_steps(sigmas: tuple[float, ...], low: float, high: float) -> tuple[float, float]:

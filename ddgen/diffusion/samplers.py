@@ -68,14 +68,13 @@ SAMPLERS: dict[str, SamplerInfo] = {
     "lcm": SamplerInfo(lcm, "LCM", "for consistency-distilled models, 1 to 8 steps", 1, stochastic=True),
 }
 
-# Names of the same samplers elsewhere, in lower case without the "k_" in front; A1111's labels are added below.
+# Names of the same samplers elsewhere, in lower case without "k_" in front or "_gpu" behind; A1111's labels are added below.
 ALIASES: dict[str, str] = {
     "euler_a": "euler_ancestral",
     "dpm_2": "dpm2",
     "dpm_2_a": "dpm2_ancestral",
     "dpm_2_ancestral": "dpm2_ancestral",
     "dpmpp_2s_a": "dpmpp_2s_ancestral",
-    "dpm++_2m": "dpmpp_2m",
     "pndm": "plms",
     "uni_pc": "unipc",
     "uni_pc_bh2": "unipc_bh2",
@@ -89,7 +88,7 @@ def parse_sampler(word: str) -> tuple[str, str | None]:
     Raises:
         UsageError: unknown sampler.
     """
-    key = re.sub(r"^k_", "", word.strip().lower())
+    key = re.sub(r"^k_|_gpu$", "", word.strip().lower())
     if key in SAMPLERS or key in ALIASES:
         return ALIASES.get(key, key), None
     for spacing in sorted((*SPACINGS, *SPACING_ALIASES), key=len, reverse=True):
