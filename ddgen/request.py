@@ -26,6 +26,7 @@ class Request:
     guidance_interval: (low, high) as fractions of the steps, 0 = first; guidance is off outside.
     sigmas:            an explicit grid in place of spacing and steps.
     scale:             the finished picture is enlarged so many times (Lanczos).
+    prompt_syntax:     "a1111" (weights, changes over the steps, AND, BREAK) or "plain" (every character is itself).
     """
 
     prompts: tuple[str, ...]
@@ -43,6 +44,7 @@ class Request:
     sigmas: tuple[float, ...] | None = None
     eta: float | None = None
     scale: int = 1
+    prompt_syntax: str = "a1111"
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,4 @@ class Job:
     eta: float | None
     scale: int
     model: str
+    prompt_syntax: str = "a1111"

@@ -24,23 +24,6 @@ SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmic
 NAMESPACE = "urn:ddgen:1:"
 JPEG_LIMIT = 65_000  # bytes that fit into one APP1 segment
 
-A1111_SAMPLERS = {
-    "ddpm": "DDPM",
-    "ddim": "DDIM",
-    "plms": "PLMS",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "lms": "LMS",
-    "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_sde": "DPM++ SDE",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-}
 A1111_SPACINGS = {
     "karras": "Karras",
     "exponential": "Exponential",
@@ -54,11 +37,13 @@ A1111_SPACINGS = {
 class Origin:
     """What made a picture beside its Job: the same for every image of a run.
 
+    sampler: A1111's name of the sampler.
     digests: sha256 of each weight file, by its short name; "model" is the main one.
     torch:   major.minor of the library, the class of versions that round alike.
     """
 
     digests: Mapping[str, str] = field(default_factory=dict)
+    sampler: str = ""
     device: str = "cpu"
     dtype: str = "float32"
     torch: str = ""
@@ -77,11 +62,11 @@ class Metadata:
         return bool(self.parameters or self.settings or self.xmp)
 
 
-def describe(job: Job, origin: Origin, level: str = "full") -> Metadata:
-    """Return the texts for a picture: all of them, without the prompts (`min`), or none."""
+def describe(job: Job, origin: Origin, level: str = "full", id: str = "") -> Metadata:
+    """Return the texts for a picture: all of them, without the prompts (`min`), or none. id: of the job, in a batch."""
     if level == "none":
         return Metadata()
-    settings = canonical(settings_of(job, origin, level))
+    settings = canonical(settings_of(job, origin, level) | ({"id": id} if id else {}))
     parameters = a1111(job, origin) if level == "full" else ""
     return Metadata(parameters, settings, xmp_packet(settings))
 
@@ -113,7 +98,7 @@ def a1111(job: Job, origin: Origin) -> str:
     """Return the text that A1111, its relatives and many sites read; Steps stands first, as readers expect."""
     items: list[tuple[str, object]] = [
         ("Steps", job.steps),
-        ("Sampler", A1111_SAMPLERS.get(job.sampler, job.sampler)),
+        ("Sampler", origin.sampler or job.sampler),
         ("Schedule type", None if job.sigmas is not None else A1111_SPACINGS.get(job.spacing, job.spacing)),
         ("CFG scale", _number(job.guidance)),
         ("Seed", job.seed),

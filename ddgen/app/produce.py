@@ -1,0 +1,98 @@
+"""Jobs in, files out: make each batch, encode, publish, and tell of every picture as soon as it is safe on disk.
+
+Knows no network: what makes the pixels is given as a function, `app/pipeline.run` with its pipeline or a fake.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddgen.app.naming import Names, taken
+from ddgen.io import files, images, metadata
+from ddgen.request import Job
+
+if TYPE_CHECKING:
+    from ddgen.io.images import Pixels
+
+Make = Callable[[Sequence[Job]], "list[Pixels]"]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How pictures become bytes. metadata: a level of io/metadata.py; quality: 1 to 100, for JPEG and WebP."""
+
+    format: str = "png"
+    quality: int = images.QUALITY
+    metadata: str = "full"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture made. path: None when it was not written to a file; seconds: its share of the batch's time."""
+
+    job: Job
+    index: int
+    path: Path | None
+    data: bytes
+    pixels: "Pixels"
+    seconds: float
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the file's bytes."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def produce(
+    batches: Iterable[Sequence[Job]], make: Make, names: Names | None, saving: Saving, origin: metadata.Origin
+) -> Iterator[Result]:
+    """Make the pictures of each batch and yield them, each after its file is safe; without `names` no file is written.
+
+    Raises:
+        OutputError: a file cannot be written.
+        NumericsError: a picture came out non-finite.
+    """
+    index = 0
+    for batch in batches:
+        begun = time.monotonic()
+        pictures = make(batch)
+        each = (time.monotonic() - begun) / len(batch)
+        for job, pixels in zip(batch, pictures, strict=True):
+            index += 1
+            texts = metadata.describe(job, origin, saving.metadata)
+            data = images.encode(pixels, saving.format, saving.quality, texts)
+            path = None if names is None else publish(names, lambda job=job, index=index: names.path(job, index), data)
+            yield Result(job, index, path, data, pixels, each)
+
+
+def publish(names: Names, choose: Callable[[], Path], data: bytes) -> Path:
+    """Write a picture under the name that `choose` gives; if somebody took it meanwhile, under the next.
+
+    Raises:
+        OutputError: the one explicit name is taken, or the system refuses.
+    """
+    while True:
+        path = choose()
+        try:
+            return files.publish(path, data, force=names.force)
+        except FileExistsError as error:
+            if names.target.kind == "file":
+                raise taken(path) from error
+
+
+def sheet(results: Sequence[Result], saving: Saving) -> bytes:
+    """Return the contact sheet of a run as the bytes of a file: a row a prompt, or a near square of one prompt's seeds."""
+    prompts = list(dict.fromkeys(result.job.prompt for result in results))
+    per_prompt = len(results) // len(prompts)
+    if len(prompts) > 1 and all(result.job.prompt == prompts[at // per_prompt] for at, result in enumerate(results)):
+        rows = prompts
+    else:
+        across = max(1, round(len(results) ** 0.5 + 0.49))
+        rows = [prompts[0] if len(prompts) == 1 else "", *[""] * (-(-len(results) // across) - 1)]
+    labels = [f"seed {result.job.seed}" for result in results]
+    drawn = images.contact_sheet([result.pixels for result in results], rows, labels)
+    mark = metadata.Metadata() if saving.metadata == "none" else metadata.Metadata(xmp=metadata.xmp_packet(""))
+    return images.encode(drawn, saving.format, saving.quality, mark)

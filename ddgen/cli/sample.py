@@ -1,0 +1,294 @@
+"""`ddgen sample`: prompts in, pictures out. Everything that can be checked is checked before a model, or torch, is loaded."""
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ddgen.app import plan as planning
+from ddgen.app.naming import Names, parse_output
+from ddgen.cli import console, flags, process, settings
+from ddgen.cli.progress import make_progress
+from ddgen.diffusion.samplers import SAMPLERS
+from ddgen.errors import InputError, UsageError
+from ddgen.io import files, metadata
+from ddgen.request import Job, Request
+from ddgen.weights import registry
+from ddgen.weights.spec import Spec
+
+if TYPE_CHECKING:
+    from ddgen.app.pipeline import Pipeline
+    from ddgen.app.produce import Result
+
+EXAMPLES = """Examples:
+  ddgen sample "a red apple"
+  ddgen sample "a fox" "a penguin" -n 4 --seed 7 --grid
+  ddgen sample "a tulip" --sampler euler --steps 40 --scale 4 -o tulip.png
+  echo "a tulip" | ddgen sample - -o - > tulip.png
+  ddgen sample "a fox" -n 100 -o "out/{prompt:.40}/{seed}.png" --plan
+
+A flag --a-b with a value can also be set as DDGEN_A_B or in config.toml; see 'ddgen config show --origin'.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the command."""
+    app.command("sample", epilog=EXAMPLES)(sample)
+
+
+def sample(
+    context: typer.Context,
+    prompts: flags.Prompts = None,
+    negative: flags.Negative = None,
+    num: flags.Num = None,
+    seed: flags.Seed = None,
+    width: flags.Width = None,
+    height: flags.Height = None,
+    size: flags.Size = None,
+    ar: flags.Ratio = None,
+    scale: flags.Scale = None,
+    steps: flags.Steps = None,
+    guidance: flags.Guidance = None,
+    guidance_rescale: flags.GuidanceRescale = None,
+    guidance_interval: flags.GuidanceInterval = None,
+    sampler: flags.Sampler = None,
+    spacing: flags.Spacing = None,
+    sigmas: flags.Sigmas = None,
+    eta: flags.Eta = None,
+    model: flags.Model = None,
+    weights_file: flags.WeightsFile = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
+    text_backend: flags.TextBackend = None,
+    batch_size: flags.BatchSize = None,
+    offline: flags.Offline = False,
+    output: flags.Output = None,
+    force: flags.Force = False,
+    format: flags.Format = None,
+    quality: flags.Quality = None,
+    grid: flags.Grid = False,
+    metadata: flags.Metadata = None,
+    plan: flags.Plan = False,
+    json: flags.Json = False,
+    null: flags.Null = False,
+    progress: flags.Progress = None,
+    color: flags.Color = None,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = 0,
+    debug: flags.Debug = False,
+) -> None:
+    """Make pictures from prompts.
+
+    The paths of the pictures go to standard output, everything else to standard error.
+    """
+    # Most parameters are settings, read by their name from the context; `debug` was seen before the flags were parsed.
+    given = dict(context.params)
+    given["negative"] = ", ".join(negative) if negative else None
+    given["offline"] = "1" if offline else None
+    values = {name: found.value for name, found in settings.resolve(given).items()}
+    console.configure(color=values["color"], quiet=quiet, verbose=verbose, json=json)
+    if (size is not None or ar is not None) and (width is not None or height is not None or (size is not None and ar is not None)):
+        raise UsageError("--size, --ar and --width/--height say the same thing", "keep one of them", id="usage.size")
+    words = read_prompts(prompts)
+    spec = registry.find(values["model"], weights_file=values["weights_file"])
+    request = make_request(values, words, spec, size, ar)
+    jobs = list(planning.plan(request, spec))
+    names = check_output(values, jobs, force=force, grid=grid, look_only=plan)
+    for remark in planning.remarks(request, spec):
+        console.warn(remark)
+    if plan:
+        show_plan(jobs, names, grid=grid)
+    else:
+        make(jobs, names, spec, values, grid=grid, end="\0" if null else "\n")
+
+
+def read_prompts(words: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the prompts: as given, '-' replaced by standard input, which is also read when nothing is given and it is piped.
+
+    Raises:
+        UsageError: there is none.
+        InputError: standard input cannot be read.
+    """
+    given = list(words or (["-"] if process.input_is_piped() else []))
+    if not given:
+        raise UsageError("no prompt is given", 'write one, as in: ddgen sample "a red apple"', id="usage.prompt")
+    if given.count("-") > 1:
+        raise UsageError("standard input is named twice", "give '-' once", id="usage.prompt")
+    return tuple(read_input(asked=bool(words)) if word == "-" else word for word in given)
+
+
+def read_input(*, asked: bool) -> str:
+    """Return standard input as one prompt, without the line's end; `asked`: the user wrote '-'.
+
+    Raises:
+        UsageError: it is a terminal, or holds nothing and nobody named it.
+        InputError: it is closed, or not UTF-8.
+    """
+    if process.is_closed(0):
+        raise InputError("standard input is closed", 'give the prompt itself: ddgen sample "a red apple"', id="input.stdin")
+    if process.is_terminal(0):
+        raise UsageError(
+            "standard input is a terminal", 'pipe a prompt in, or give it itself: ddgen sample "a red apple"', id="usage.stdin"
+        )
+    data = process.read_input()
+    try:
+        text = data.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"standard input: invalid UTF-8 at byte {error.start} (\\x{data[error.start]:02x})",
+            "convert it: iconv -f latin1 -t utf-8 FILE | ddgen sample -",
+            id="input.encoding",
+        ) from error
+    if not text and not asked:
+        raise UsageError("no prompt is given", 'write one, as in: ddgen sample "a red apple"', id="usage.prompt")
+    return text
+
+
+def make_request(
+    values: Mapping[str, Any], prompts: tuple[str, ...], spec: Spec, size: str | None, ratio: str | None
+) -> Request:
+    """Return what was typed as a Request, its random seed drawn.
+
+    Raises:
+        UsageError: a size or ratio that cannot be read.
+    """
+    width, height = values["width"], values["height"]
+    if size is not None:
+        width, height = map(int, _two(size, "--size", "x", r"[0-9]{1,6}", "512x768"))
+    if ratio is not None:
+        width, height = planning.size_of_ratio(spec, *map(float, _two(ratio, "--ar", ":", r"[0-9]{1,4}(?:\.[0-9]{1,4})?", "16:9")))
+    plain = ("negative", "num", "steps", "guidance", "guidance_rescale", "guidance_interval", "sampler", "spacing", "sigmas", "eta", "scale")
+    seed = values["seed"] if values["seed"] is not None else planning.draw_seed()
+    return Request(prompts, seed=seed, width=width, height=height, **{name: values[name] for name in plain})
+
+
+def check_output(values: Mapping[str, Any], jobs: Sequence[Job], *, force: bool, grid: bool, look_only: bool) -> Names | None:
+    """Return the names of the pictures' files (None: they go to standard output) after looking for all that stands against them.
+
+    Raises:
+        UsageError: contradicting flags.
+        OutputError: a place that cannot be written, a name that is taken.
+    """
+    target = parse_output(values["output"], values["format"])
+    planning.check_quality(values["quality"])
+    if values["batch_size"] is not None:
+        planning.check_batch_size(values["batch_size"])
+    for job in {job.prompt: job for job in jobs}.values():
+        metadata.check_fits(metadata.describe(job, metadata.Origin(), values["metadata"]), target.format)
+    names = Names(target, force=force)
+    names.check(1 if grid and target.kind == "stdout" else len(jobs), look_only=look_only)
+    if target.kind != "stdout":
+        return names
+    if console.manners.json:
+        raise UsageError("--json and --output '-' both want standard output", "drop one of them", id="usage.stdout")
+    if process.is_terminal(1) and not look_only:
+        raise UsageError(
+            "refusing to write a picture to a terminal", "redirect it with '>FILE' or use --output FILE", id="usage.stdout-terminal"
+        )
+    return None
+
+
+def show_plan(jobs: Sequence[Job], names: Names | None, *, grid: bool) -> None:
+    """Print each job with its token count and file name: a line of text, or of JSON."""
+    counts = {prompt: planning.token_count(prompt) for prompt in dict.fromkeys(job.prompt for job in jobs)}
+    for index, job in enumerate(jobs, 1):
+        path = str(names.path(job, index)) if names is not None else "-"
+        if console.manners.json:
+            console.out_json({"type": "job", "path": path, "tokens": counts[job.prompt], **asdict(job)})
+        else:
+            console.out(f"{path}  {describe(job)}  seed {job.seed}  {counts[job.prompt]} tokens  {job.prompt!r}")
+    if grid and names is not None:
+        path = str(names.sheet(jobs[0]))
+        if console.manners.json:
+            console.out_json({"type": "grid", "path": path})
+        else:
+            console.out(f"{path}  all {len(jobs)} in one sheet")
+
+
+def make(jobs: Sequence[Job], names: Names | None, spec: Spec, values: Mapping[str, Any], *, grid: bool, end: str) -> None:
+    """Load the model and make the pictures, telling of each as soon as it is safe on disk."""
+    seeds = sorted({job.seed for job in jobs})
+    shown = ", ".join(map(str, seeds)) if len(seeds) < 4 else f"{seeds[0]} ... {seeds[-1]}"
+    console.say(f"ddgen: {spec.name}, {len(jobs)} x {describe(jobs[0])}, seed {shown}")
+    saved = 0
+    process.at_end(lambda: f"ddgen: interrupted; {saved} of {len(jobs)} images saved\n")
+    if values["offline"]:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+    if names is not None:
+        files.sweep(names.target.root)
+
+    from ddgen.app import pipeline, produce
+    from ddgen.app.assemble import assemble
+
+    begun = time.monotonic()
+    loaded = assemble(spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"])
+    console.detail(f"ddgen: loaded in {time.monotonic() - begun:.2f} s on {loaded.device}")
+    saving = produce.Saving((names.target if names is not None else parse_output("-", values["format"])).format, values["quality"], values["metadata"])
+    batches = planning.batches(iter(jobs), values["batch_size"])
+    results = []
+    with make_progress(values["progress"], sum(job.steps for job in jobs), "steps") as bar:
+
+        def work(batch: Sequence[Job]) -> list[Any]:
+            return pipeline.run(loaded, batch, lambda step, steps: bar.advance(len(batch), batch[0].prompt))
+
+        for result in produce.produce(batches, work, names, saving, origin_of(loaded, jobs[0], values)):
+            saved += result.path is not None
+            tell(result, end=end, to_output=names is None and not grid)
+            if grid:
+                results.append(result)
+    if grid:
+        data = produce.sheet(results, saving)
+        if names is None:
+            console.out_bytes(data)
+        else:
+            path = produce.publish(names, lambda: names.sheet(jobs[0]), data)
+            if console.manners.json:
+                console.out_json({"type": "grid", "path": str(path), "images": len(results)})
+            else:
+                console.out(str(path), end=end)
+
+
+def tell(result: "Result", *, end: str, to_output: bool) -> None:
+    """Announce a picture that is safe: its path, its JSON, or its bytes."""
+    if to_output:
+        console.out_bytes(result.data)
+    elif console.manners.json:
+        job = asdict(result.job)
+        console.out_json(
+            {"type": "image", "path": str(result.path), "sha256": result.sha256, "seconds": round(result.seconds, 3), **job}
+        )
+    elif result.path is not None:
+        console.out(str(result.path), end=end)
+    if result.pixels.min() == result.pixels.max():
+        console.warn(f"the picture of seed {result.job.seed} is one flat colour")
+
+
+def origin_of(loaded: "Pipeline", job: Job, values: Mapping[str, Any]) -> metadata.Origin:
+    """Return what made the pictures of this run, for their metadata."""
+    import torch
+
+    return metadata.Origin(
+        digests=loaded.digests,
+        sampler=SAMPLERS[job.sampler].label,
+        device=loaded.device.type,
+        dtype=str(loaded.denoiser.dtype or torch.float32).removeprefix("torch."),
+        torch=".".join(torch.__version__.split(".")[:2]),
+        text_backend=values["text_backend"],
+    )
+
+
+def describe(job: Job) -> str:
+    """Return a job's size and sampling in a few words."""
+    larger = f" x{job.scale}" if job.scale != 1 else ""
+    return f"{job.width}x{job.height}{larger}, {job.sampler} {job.steps} steps, guidance {job.guidance:g}"
+
+
+def _two(text: str, flag: str, mark: str, pattern: str, example: str) -> tuple[str, str]:
+    match = re.fullmatch(rf"\s*({pattern}){mark}({pattern})\s*", text)
+    if match is None or not float(match[1]) or not float(match[2]):
+        raise UsageError(f"{flag} '{text}' cannot be read", f"use two numbers, as {example}", id="usage.size")
+    return match[1], match[2]
