@@ -33,10 +33,14 @@ FILE = "weights.toml"
 
 @dataclass(frozen=True)
 class Entry:
-    """One table of a weights.toml, checked but not resolved. `said`: the plain fields of a Spec that it sets."""
+    """One table of a weights.toml, checked but not resolved.
+
+    kind: "model", or "vae": an autoencoder alone. said: the plain fields of a Spec that it sets.
+    """
 
     name: str
     home: Path
+    kind: str = "model"
     aliases: tuple[str, ...] = ()
     arch: str | None = None
     said: dict[str, Any] = field(default_factory=dict)
@@ -49,8 +53,8 @@ class Entry:
 
 _SAID = ("prediction", "schedule", "sigma_data", "x0_clamp", "zero_negative", "distilled", "licence", "credits", "note")
 _SOURCE = ("path", "packaged", "repo", "file", "revision", "sha256", "size")
-_OWN = ("aliases", "arch", "defaults", "commercial", "default", "title")
-_TEXT = ("arch", "path", "packaged", "repo", "file", "revision", "sha256", "title", "prediction", "licence", "credits", "note")
+_OWN = ("kind", "aliases", "arch", "defaults", "commercial", "default", "title")
+_TEXT = ("kind", "arch", "path", "packaged", "repo", "file", "revision", "sha256", "title", "prediction", "licence", "credits", "note")
 _FLAGS = ("commercial", "default", "zero_negative", "distilled")
 
 
@@ -138,7 +142,10 @@ def _entry(path: Path, name: str, table: Any) -> Entry:
         raise wrong("has a 'size' that is not a number of bytes")
     if sum(key in table for key in ("path", "packaged", "repo")) != 1:
         raise wrong("must have exactly one of path, packaged, repo")
-    if "repo" in table and "arch" not in table:
+    kind = table.get("kind", "model")
+    if kind not in ("model", "vae"):
+        raise wrong(f"has kind '{kind}', known are model and vae")
+    if kind == "model" and "repo" in table and "arch" not in table:
         raise wrong("has a repo but no arch")
     local = PACKAGE / table["packaged"] if "packaged" in table else None
     if "path" in table:
@@ -152,6 +159,7 @@ def _entry(path: Path, name: str, table: Any) -> Entry:
     return Entry(
         name,
         path,
+        kind,
         tuple(aliases),
         table.get("arch"),
         said,
@@ -200,6 +208,8 @@ def resolve(entry: Entry) -> Spec:
     Raises:
         ModelError: the entry's file is missing or tells no Spec.
     """
+    if entry.kind != "model":
+        raise ModelError(f"model '{entry.name}' is an autoencoder alone", f"give it with --vae {entry.name}", id="model.kind")
     if entry.arch is not None:
         base = Spec(entry.name, FAMILIES[entry.arch])
     else:
