@@ -1,0 +1,160 @@
+"""What each image of a batch is told at each step: prompts encoded once, bound to the denoiser before sampling starts.
+
+    "a [red:green:0.5] apple AND a bowl"  ->  D = D_u + s (sum_i w_i (D_i - D_u)), with other texts before and after half of the steps
+
+Changes over the steps are a choice among bound closures by sigma; the samplers know nothing of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ddgen.conditioning import Conditioning
+from ddgen.diffusion.denoiser import Denoise, Denoiser
+from ddgen.diffusion.guidance import guided, interval_from_steps, join
+from ddgen.diffusion.spacing import Grid
+from ddgen.nets.layers import timestep_embedding
+from ddgen.request import Job
+from ddgen.text.prompt import Part, compose
+from ddgen.weights.spec import Spec
+
+if TYPE_CHECKING:
+    from ddgen.app.pipeline import Pipeline
+
+AESTHETIC_SCORE = 6.0
+AESTHETIC_SCORE_NEGATIVE = 2.5
+REMEMBERED = 1024  # distinct texts
+
+
+class TextEncoder(Protocol):
+    """Prompts in, states out; text/clip.py has one, text/library.py two."""
+
+    def encode(self, prompts: Sequence[str], *, syntax: str = "a1111") -> Conditioning: ...
+
+    def count_chunks(self, prompt: str, syntax: str = "a1111") -> int: ...
+
+
+class Encodings:
+    """A text encoder that encodes each distinct text once, and each by its own length."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+        self.known: dict[tuple[str, str], Conditioning] = {}
+
+    def rows(self, texts: Sequence[str], syntax: str) -> list[Conditioning]:
+        """Return the conditioning of each text, one row each, 77 k states long as that text needs."""
+        missing = [text for text in dict.fromkeys(texts) if (text, syntax) not in self.known]
+        if len(self.known) + len(missing) > REMEMBERED:
+            self.known.clear()
+            missing = list(dict.fromkeys(texts))
+        by_length: dict[int, list[str]] = {}
+        for text in missing:
+            by_length.setdefault(self.encoder.count_chunks(text, syntax), []).append(text)
+        for group in by_length.values():
+            encoded = self.encoder.encode(group, syntax=syntax)
+            self.known |= {(text, syntax): encoded.select([i]) for i, text in enumerate(group)}
+        return [self.known[text, syntax] for text in texts]
+
+
+def bind(pipeline: Pipeline, jobs: Sequence[Job], grid: Grid) -> Denoise:
+    """Return denoise(x, sigma) for a batch of jobs that share a grid.
+
+    Raises:
+        UsageError: an unknown prompt syntax.
+    """
+    job = jobs[0]
+    denoiser, scale = pipeline.denoiser, torch.tensor([job.guidance for job in jobs], device=pipeline.device)
+    if pipeline.spec.arch.unet.guidance_dim:  # distilled with the scale as an input: no second branch
+        denoiser, scale = _with_guidance_input(denoiser, scale), torch.ones_like(scale)
+    positives = [compose(job.prompt, grid.steps, job.prompt_syntax) for job in jobs]
+    negatives = [compose(job.negative, grid.steps, job.prompt_syntax, conjunction=False)[0] for job in jobs]
+    weights = _weights(positives).to(pipeline.device)
+    composed = weights.shape[1] > 1 or bool((weights != 1).any())
+    unconditional = composed or bool((scale != 1).any())
+
+    def segment(step: int) -> Denoise:
+        """Bind the texts of one step."""
+        conds = [
+            _encode(pipeline, jobs, [parts[min(i, len(parts) - 1)].at(step) for parts in positives])
+            for i in range(weights.shape[1])
+        ]
+        uncond = _encode(pipeline, jobs, [part.at(step) for part in negatives], negative=True) if unconditional else None
+        return guided(
+            denoiser,
+            conds,
+            uncond,
+            scale=scale,
+            weights=weights if composed else None,
+            rescale=job.guidance_rescale,
+            interval=None if job.guidance_interval is None else interval_from_steps(grid.sigmas, *job.guidance_interval),
+        )
+
+    everything = [part for parts in positives for part in parts] + negatives
+    ends = sorted({min(end, grid.steps) for part in everything for end, _ in part.timeline})
+    return _by_step(grid, [(end, segment(end)) for end in ends])
+
+
+def _by_step(grid: Grid, segments: list[tuple[int, Denoise]]) -> Denoise:
+    """Return a denoise that takes the first segment whose last step (from 1) has not passed; step i runs from sigmas[i - 1]."""
+    if len(segments) == 1:
+        return segments[0][1]
+    floors = [grid.sigmas[end] for end, _ in segments]
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        chosen = next((bound for floor, (_, bound) in zip(floors, segments, strict=True) if sigma > floor), segments[-1][1])
+        return chosen(x, sigma)
+
+    return denoise
+
+
+def _weights(positives: Sequence[Sequence[Part]]) -> Tensor:
+    """Return the (B, parts) weights of the compositions; an image with fewer parts than its neighbours has zeros."""
+    most = max(len(parts) for parts in positives)
+    return torch.tensor([[part.weight for part in parts] + [0.0] * (most - len(parts)) for parts in positives])
+
+
+def _encode(pipeline: Pipeline, jobs: Sequence[Job], texts: Sequence[str], *, negative: bool = False) -> Conditioning:
+    """Return the conditioning of one text per job, with the sizes that the network reads beside it."""
+    rows = pipeline.encodings.rows(texts, jobs[0].prompt_syntax)
+    if negative and pipeline.spec.zero_negative:
+        rows = [_zeros(row) if not text else row for row, text in zip(rows, texts, strict=True)]
+    cond = join(*rows)
+    if not pipeline.spec.arch.vector_ids:
+        return cond
+    assert cond.vector is not None
+    ids = torch.stack([size_vector(pipeline.spec, job, negative=negative) for job in jobs]).to(cond.vector)
+    return Conditioning(cond.context, torch.cat([cond.vector, ids], dim=1))
+
+
+def _zeros(row: Conditioning) -> Conditioning:
+    return Conditioning(torch.zeros_like(row.context), None if row.vector is None else torch.zeros_like(row.vector))
+
+
+def size_vector(spec: Spec, job: Job, *, negative: bool = False) -> Tensor:
+    """Return the numbers that the network reads beside the pooled text, each as a sinusoid 256 wide, in one row.
+
+    Ref: Podell et al. 2023, arXiv 2307.01952, section 2.2.
+    """
+    values = {
+        "original_height": job.height,
+        "original_width": job.width,
+        "crop_top": 0,
+        "crop_left": 0,
+        "target_height": job.height,
+        "target_width": job.width,
+        "aesthetic_score": AESTHETIC_SCORE_NEGATIVE if negative else AESTHETIC_SCORE,
+    }
+    ids = torch.tensor([float(values[name]) for name in spec.arch.vector_ids])
+    return timestep_embedding(ids, 256).flatten()
+
+
+def _with_guidance_input(denoiser: Denoiser, scale: Tensor) -> Denoiser:
+    bound = copy.copy(denoiser)
+    bound.network = partial(denoiser.network, guidance=scale)
+    return bound
