@@ -384,6 +384,14 @@ def test_mutated_files_only_ever_raise_refusals(tmp_path: Path) -> None:
     assert done == len(files) and killed <= 5 and accepted > 50
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480])
+def test_a_safetensors_header_whose_length_looks_like_a_pickle(length: int, tmp_path: Path) -> None:
+    text = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + text.ljust(length) + bytes(4))
+    assert list(read_weights_header(path).tensors) == ["w"]
+
+
 def test_parent_checks_the_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, STATE)
     good = {"name": "w", "dtype": "float32", "shape": [4], "stride": [1], "start": 0, "stop": 16}

@@ -29,12 +29,16 @@ DTYPES = {
 def read_weights_header(path: str | Path) -> Header:
     """Read what a weights file holds, safetensors or pickled: its first bytes decide, never its name.
 
+    A safetensors file begins with a length, which may look like a pickle's beginning (640 is 80 02): its brace is looked for first.
+
     Raises:
         ModelError: missing, damaged, not weights, or asking for something that is not allowed.
     """
     path = Path(path)
-    with open_regular(path) as (handle, _):
-        pickled = os.pread(handle, 4, 0).startswith(MAGIC)
+    with open_regular(path) as (handle, identity):
+        start = os.pread(handle, 9, 0)
+    braced = start[8:] == b"{" and int.from_bytes(start[:8], "little") <= identity[2]
+    pickled = start.startswith(MAGIC) and not braced
     return read_pickled_header(path) if pickled else read_header(path)
 
 
