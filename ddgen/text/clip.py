@@ -9,7 +9,7 @@ without the final norm, is the checkpoint's rule (TowerSpec), not the tower's. R
 2103.00020, section 2.4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddgen.conditioning import Conditioning
-from ddgen.errors import choose
+from ddgen.errors import UsageError, choose
 from ddgen.text.chunks import Chunks, chunk_prompt
 from ddgen.text.config import CLIPConfig, TowerSpec
 from ddgen.text.tokens import END_ID, Tokenizer
@@ -53,9 +53,19 @@ class Embeddings(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.positions, config.width)
+        self.learnt: Tensor | None
+        self.register_buffer("learnt", None, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        return self._tokens(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+    def _tokens(self, ids: Tensor) -> Tensor:
+        """Return the tokens' vectors; ids beyond the vocabulary are rows of `learnt`, so that the table is never copied."""
+        if self.learnt is None:
+            return self.token_embedding(ids)
+        known = self.token_embedding.num_embeddings
+        added = self.learnt[(ids - known).clamp(min=0)]
+        return torch.where((ids < known)[..., None], self.token_embedding(ids.clamp(max=known - 1)), added)
 
 
 class Attention(nn.Module):
@@ -106,7 +116,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
 
-class CLIPTextModel(nn.Module):
+class Tower(nn.Module):
+    """What TextEncoder asks for: ids (B, 77) int64 -> TextStates, and the norm for any of the states."""
+
+    final_layer_norm: nn.Module
+
+
+class CLIPTextModel(Tower):
     """A CLIP text tower of any size."""
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -120,7 +136,6 @@ class CLIPTextModel(nn.Module):
             self.text_projection = nn.Linear(config.width, config.projection_dim, bias=False)
 
     def forward(self, ids: Tensor) -> TextStates:
-        """Return the states of ids (B, 77) int64."""
         hidden = [self.embeddings(ids)]
         for layer in self.encoder.layers:
             hidden.append(layer(hidden[-1]))
@@ -151,12 +166,34 @@ def context_of(states: TextStates, spec: TowerSpec, final_norm: nn.Module) -> Te
 class TextEncoder(nn.Module):
     """Prompts -> Conditioning, by CLIPTextModel towers or others alike (text/library.py)."""
 
-    def __init__(self, towers: Sequence[nn.Module], specs: Sequence[TowerSpec], tokenizer: Tokenizer) -> None:
+    def __init__(self, towers: Sequence[Tower], specs: Sequence[TowerSpec], tokenizer: Tokenizer) -> None:
         super().__init__()
         assert len(towers) == len(specs) > 0
         self.towers = nn.ModuleList(towers)
         self.specs = tuple(specs)
         self.tokenizer = tokenizer
+
+    def learn(self, words: Mapping[str, Sequence[Tensor]]) -> None:
+        """Give words of a prompt vectors of their own (textual inversion), in place of all learnt before.
+
+        words: word -> one (n, D) tensor per tower; the word then takes the place of n tokens.
+
+        Raises:
+            UsageError: the towers are another library's.
+        """
+        if words and not all(isinstance(tower, CLIPTextModel) for tower in self.towers):
+            raise UsageError("embeddings need ddgen's own text towers", "use --text-backend native", id="usage.text-backend")
+        first = max(tower.config.vocab_size for tower in self.towers) if words else 0
+        ids: dict[str, range] = {}
+        for word, vectors in words.items():
+            ids[word] = range(first, first + len(vectors[0]))
+            first = ids[word].stop
+        for i, tower in enumerate(self.towers):
+            if isinstance(tower, CLIPTextModel):
+                table = tower.embeddings.token_embedding.weight
+                rows = [vectors[i].to(table) for vectors in words.values()]
+                tower.embeddings.learnt = torch.cat(rows) if rows else None
+        self.tokenizer.learn(ids)
 
     @torch.no_grad()
     def encode(
@@ -206,7 +243,7 @@ class TextEncoder(nn.Module):
         """Return how many chunks of 77 a prompt needs."""
         return len(chunk_prompt(prompt, self.tokenizer, syntax))
 
-    def _run(self, tower: nn.Module, spec: TowerSpec, rows: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    def _run(self, tower: Tower, spec: TowerSpec, rows: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         device = next(tower.parameters()).device
         contexts, pooled = [], []
         for start in range(0, len(rows), ROWS):

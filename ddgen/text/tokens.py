@@ -14,7 +14,9 @@ Nothing is cached on disk: building from that file takes 70 ms, reading a saved 
 
 import gzip
 import importlib.util
-from collections.abc import Sequence
+import re
+import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +85,15 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Path | None = None) -> None:
         self._path = vocabulary
+        self._words: dict[str, tuple[int, ...]] = {}
+        self._pattern: re.Pattern[str] | None = None
+
+    def learn(self, words: Mapping[str, Sequence[int]]) -> None:
+        """Give whole words ids of their own, in place of all learnt before. Case does not matter; the longest word wins."""
+        self._words = {word.lower(): tuple(ids) for word, ids in words.items()}
+        longest_first = sorted(self._words, key=len, reverse=True)
+        choices = "|".join(rf"{_edge(word[:1], '<!')}{re.escape(word)}{_edge(word[-1:], '!')}" for word in longest_first)
+        self._pattern = re.compile(f"({choices})", re.IGNORECASE) if choices else None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without start and end.
@@ -93,7 +104,13 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        if self._pattern is None:
+            return self._bpe.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        for i, piece in enumerate(self._pattern.split(text)):  # every second piece is a learnt word
+            learnt = self._words.get(piece.lower()) if i % 2 else None
+            ids += self._bpe.encode(piece, add_special_tokens=False).ids if learnt is None else learnt
+        return ids
 
     def piece(self, token: int) -> str:
         """Return the text of one token, for people to read; a token that ends a word ends in a space."""
@@ -110,6 +127,15 @@ class Tokenizer:
         """Return the chunks of a text or of its ids, each 77 long; an empty text has one."""
         ids = self.encode(text) if isinstance(text, str) else list(text)
         return [frame(ids[start:stop], pad_id) for start, stop in cuts(ids)]
+
+    def files(self) -> dict[str, bytes]:
+        """Return vocab.json and merges.txt, as a folder in diffusers' layout holds them."""
+        model = json.loads(self._bpe.to_str())["model"]
+        pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+        return {
+            "vocab.json": json.dumps(model["vocab"], ensure_ascii=False).encode(),
+            "merges.txt": "\n".join(("#version: 0.2", *pairs, "")).encode(),
+        }
 
     @cached_property
     def _bytes(self) -> dict[str, int]:
@@ -142,6 +168,11 @@ class Tokenizer:
             [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
         return bpe
+
+
+def _edge(character: str, look: str) -> str:
+    """Return what keeps a learnt word that begins or ends in a letter out of longer words."""
+    return rf"(?{look}\w)" if re.fullmatch(r"\w", character) else ""
 
 
 def frame(ids: Sequence[int], pad_id: int = END_ID) -> list[int]:
