@@ -3,8 +3,10 @@
     nothing       a-red-apple-1234567.png in the current directory ("-2", "-3", ... when taken)
     dir/, dir     the same in that directory
     a.png         one file
-    {seed}.png    a template: fields become one path component each, whatever they hold
+    {seed}.png    a template
     -             the bytes of one picture on standard output
+
+A field of a template becomes one path component, whatever it holds.
 """
 
 import hashlib
@@ -52,7 +54,11 @@ def parse_output(output: str | None, format: str | None = None) -> Target:
     """
     chosen = format if format is not None else "png"
     if output == "":
-        raise UsageError("--output is empty", "use a file, a directory as out/, or '-' for standard output", id="usage.output")
+        raise UsageError(
+            "--output is empty",
+            "use a file, a directory as out/, or '-' for standard output",
+            id="usage.output",
+        )
     if output == "-":
         return Target("stdout", Path(), "-", chosen)
     if output is None:
@@ -86,7 +92,9 @@ class Names:
         if target.kind in ("file", "stdout") and images > 1:
             place = "standard output" if target.kind == "stdout" else f"'{target.root / target.name}'"
             raise UsageError(
-                f"{images} images do not fit into {place}", "give a directory, as in --output out/", id="usage.output-several"
+                f"{images} images do not fit into {place}",
+                "give a directory, as in --output out/",
+                id="usage.output-several",
             )
         if target.kind == "file":
             path = target.root / target.name
@@ -109,7 +117,9 @@ class Names:
     def sheet(self, job: Job) -> Path:
         """Return a free name for the contact sheet of a run that begins with `job`."""
         below = "" if self.target.kind == "directory" else "grid-"
-        return self._free(self.target.root / f"{below}{slug(job.prompt)}-{job.seed}-grid{SUFFIXES[self.target.format]}")
+        return self._free(
+            self.target.root / f"{below}{slug(job.prompt)}-{job.seed}-grid{SUFFIXES[self.target.format]}"
+        )
 
     def _free(self, wanted: Path) -> Path:
         path, number = wanted, 1
@@ -122,11 +132,13 @@ class Names:
 
 def taken(path: Path) -> OutputError:
     """Return the error for a name that somebody else holds."""
-    return OutputError(f"'{path}' exists", "use --force to replace it, or another --output", id="output.exists")
+    return OutputError(
+        f"'{path}' exists", "use --force to replace it, or another --output", id="output.exists"
+    )
 
 
 def slug(text: str) -> str:
-    """Return a prompt as a short file name: letters and digits of any script, joined by hyphens, at most 40 bytes."""
+    """Return a prompt as a short file name: letters and digits of any script, at most 40 bytes."""
     folded = unicodedata.normalize("NFC", text.casefold())
     words = "-".join(re.findall(r"[^\W_]+", folded))
     return _cut(words, MAX_SLUG).strip("-") or "image"
@@ -138,7 +150,7 @@ def job_hash(job: Job) -> str:
 
 
 def fill(template: str, job: Job, index: int) -> str:
-    """Return the path below the root that a template gives for a job; no field can leave its path component."""
+    """Return the path below the root that a template gives for a job; no field leaves its path component."""
     values = {name: getattr(job, name) for name in FIELDS if name not in ("index", "hash")}
     values |= {"index": index, "hash": job_hash(job)}
     filled = "".join(
@@ -152,7 +164,9 @@ def _parse_template(output: str, format: str | None) -> Target:
     try:
         parts = list(string.Formatter().parse(output))
     except ValueError as error:
-        raise UsageError(f"--output '{output}' has a stray brace", "write '{{' for a brace", id="usage.template") from error
+        raise UsageError(
+            f"--output '{output}' has a stray brace", "write '{{' for a brace", id="usage.template"
+        ) from error
     for _, name, spec, conversion in parts:
         if name is None:
             continue
@@ -163,7 +177,9 @@ def _parse_template(output: str, format: str | None) -> Target:
         pattern = r"(\.\d{1,3})?" if name in ("prompt", "model", "sampler", "hash") else r"0?\d{0,2}"
         if conversion is not None or not re.fullmatch(pattern, spec or ""):
             raise UsageError(
-                f"--output '{output}': field '{name}' cannot be written that way", "use {index:04} or {prompt:.40}", id="usage.template"
+                f"--output '{output}': field '{name}' cannot be written that way",
+                "use {index:04} or {prompt:.40}",
+                id="usage.template",
             )
     fixed, brace, rest = output.partition("{")
     root, slash, start = fixed.rpartition("/")
@@ -171,9 +187,17 @@ def _parse_template(output: str, format: str | None) -> Target:
     if below.endswith("/"):
         below += "{prompt:.40}-{seed}"
     if any(part in ("", ".", "..") for part in below.split("/")):
-        raise UsageError(f"--output '{output}' leaves the output directory", "drop '..' behind the first field", id="usage.template")
+        raise UsageError(
+            f"--output '{output}' leaves the output directory",
+            "drop '..' behind the first field",
+            id="usage.template",
+        )
     suffix = re.search(r"\.[A-Za-z]\w*$", below)
-    chosen = _format_of(output, suffix[0], format) if suffix is not None else (format if format is not None else "png")
+    chosen = (
+        _format_of(output, suffix[0], format)
+        if suffix is not None
+        else (format if format is not None else "png")
+    )
     name = below if suffix is not None else below + SUFFIXES[chosen]
     return Target("template", Path((root + slash).replace("}}", "}")), name, chosen)
 
@@ -182,10 +206,14 @@ def _format_of(output: str, suffix: str, format: str | None) -> str:
     found = FORMATS.get(suffix.lower())
     if found is None:
         raise UsageError(
-            f"--output '{output}': unknown picture format '{suffix}'", "use .png, .jpg or .webp, or end a directory in '/'", id="usage.format"
+            f"--output '{output}': unknown picture format '{suffix}'",
+            "use .png, .jpg or .webp, or end a directory in '/'",
+            id="usage.format",
         )
     if format is not None and format != found:
-        raise UsageError(f"--format {format} does not fit --output '{output}'", "drop --format", id="usage.format")
+        raise UsageError(
+            f"--format {format} does not fit --output '{output}'", "drop --format", id="usage.format"
+        )
     return found
 
 

@@ -1,6 +1,7 @@
 """From what was typed to what will be made: Request + Spec -> Job, Job, ... Torch-free.
 
-Everything that can be wrong with a request is found here, before a library of a gigabyte is imported. Where the pictures go is naming.py's matter.
+Everything that can be wrong with a request is found here, before a library of a gigabyte is imported. Where
+the pictures go is naming.py's matter.
 """
 
 import math
@@ -36,13 +37,17 @@ def plan(request: Request, spec: Spec) -> Iterator[Job]:
         UsageError: a setting that is unknown, out of range or against another.
     """
     if not request.prompts:
-        raise UsageError("no prompt is given", "write one, as in: ddgen sample \"a red apple\"", id="usage.prompt")
+        raise UsageError(
+            "no prompt is given", 'write one, as in: ddgen sample "a red apple"', id="usage.prompt"
+        )
     for prompt in (*request.prompts, request.negative or ""):
         check_prompt(prompt)
     seeds = _seeds(request)
     if len(request.prompts) * len(seeds) > MAX_IMAGES:
         raise UsageError(
-            f"{len(request.prompts) * len(seeds)} images are over the limit of {MAX_IMAGES} a run", "split the run with --seed", id="usage.num"
+            f"{len(request.prompts) * len(seeds)} images are over the limit of {MAX_IMAGES} a run",
+            "split the run with --seed",
+            id="usage.num",
         )
     shared = _shared(request, spec)
     return (Job(prompt=prompt, seed=seed, **shared) for prompt in request.prompts for seed in seeds)
@@ -66,7 +71,9 @@ def check_prompt(prompt: str) -> None:
         ) from error
     if size > MAX_PROMPT_BYTES:
         raise UsageError(
-            f"prompt has {size} bytes, over the limit of {MAX_PROMPT_BYTES}", "shorten it", id="usage.prompt-size"
+            f"prompt has {size} bytes, over the limit of {MAX_PROMPT_BYTES}",
+            "shorten it",
+            id="usage.prompt-size",
         )
 
 
@@ -89,7 +96,9 @@ def check_size(width: int, height: int, divisor: int) -> None:
         if side % divisor:
             below, above = side // divisor * divisor, -(-side // divisor) * divisor
             either = f"{below} or {above}" if above <= MAX_SIDE else f"{below}"
-            raise UsageError(f"{flag} {side} is not a multiple of {divisor}", f"use {either}", id="usage.size")
+            raise UsageError(
+                f"{flag} {side} is not a multiple of {divisor}", f"use {either}", id="usage.size"
+            )
 
 
 def size_of_ratio(spec: Spec, across: float, down: float) -> tuple[int, int]:
@@ -109,8 +118,13 @@ def remarks(request: Request, spec: Spec) -> list[str]:
     sampler, _ = _grid_names(request, spec)
     if request.eta is not None and SAMPLERS[sampler].eta is None:
         found.append(f"--eta has no effect with sampler '{sampler}'")
-    candidates = [prompt for prompt in dict.fromkeys(request.prompts) if len(prompt.encode()) > TOKENS_PER_CHUNK]  # a token is a byte at least
-    long = [count for count in map(token_count, candidates) if count > TOKENS_PER_CHUNK]
+    # A token is a byte at least: a short prompt need not be tokenized, and the vocabulary not be read.
+    candidates = [
+        prompt for prompt in dict.fromkeys(request.prompts) if len(prompt.encode()) > TOKENS_PER_CHUNK
+    ]
+    steps = spec.defaults.steps if request.steps is None else request.steps
+    counts = (token_count(prompt, request.prompt_syntax, steps) for prompt in candidates)
+    long = [count for count in counts if count > TOKENS_PER_CHUNK]
     if long:
         chunks = -(-max(long) // TOKENS_PER_CHUNK)
         more = f" ({len(long)} prompts are that long)" if len(long) > 1 else ""
@@ -118,13 +132,17 @@ def remarks(request: Request, spec: Spec) -> list[str]:
     return found
 
 
-def token_count(text: str) -> int:
-    """Return how many CLIP tokens a prompt has, without start and end."""
-    return len(_tokenizer().encode(text)) if text else 0
+def token_count(text: str, syntax: str = "a1111", steps: int = 1) -> int:
+    """Return how many CLIP tokens a prompt comes to, without start and end; the most at any of the steps."""
+    from ddgen.text.chunks import chunk_prompt
+    from ddgen.text.prompt import compose
+
+    texts = {words for part in compose(text, steps, syntax) for _, words in part.timeline}
+    return max(chunk_prompt(words, _tokenizer(), syntax).count for words in texts) if text else 0
 
 
 def batches(jobs: Iterator[Job], size: int | None) -> Iterator[list[Job]]:
-    """Group jobs that share one size and one grid into tensor batches; None chooses a size by the picture's area."""
+    """Group jobs of one size and one grid into tensor batches; None chooses by the picture's area."""
     first = next(jobs, None)
     if first is None:
         return
@@ -168,7 +186,7 @@ def _shared(request: Request, spec: Spec) -> dict[str, object]:
     _in_range("--scale", request.scale, 1, MAX_SCALE)
     if width * height * request.scale**2 > MAX_RESULT_PIXELS:
         raise UsageError(
-            f"{width * request.scale}x{height * request.scale} is over the {MAX_RESULT_PIXELS // 2**20} megapixel limit of a result",
+            f"{width * request.scale}x{height * request.scale} is over the limit of 64 megapixels for a result",
             f"use at most --scale {math.isqrt(MAX_RESULT_PIXELS // (width * height))}",
             id="usage.scale",
         )
@@ -186,7 +204,9 @@ def _shared(request: Request, spec: Spec) -> dict[str, object]:
         low, high = request.guidance_interval
         if not 0.0 <= low < high <= 1.0:
             raise UsageError(
-                f"--guidance-interval {low:g}:{high:g} is not a part of the steps", "use two fractions, as 0.1:0.8", id="usage.interval"
+                f"--guidance-interval {low:g}:{high:g} is not a part of the steps",
+                "use two fractions, as 0.1:0.8",
+                id="usage.interval",
             )
     usual = SAMPLERS[sampler].eta
     eta = request.eta if request.eta is not None else defaults.eta if defaults.eta is not None else usual
@@ -213,7 +233,13 @@ def _shared(request: Request, spec: Spec) -> dict[str, object]:
 def _grid_names(request: Request, spec: Spec) -> tuple[str, str]:
     """Return sampler and spacing; A1111's "DPM++ 2M Karras" names both."""
     sampler, with_it = parse_sampler(spec.defaults.sampler if request.sampler is None else request.sampler)
-    spacing = request.spacing if request.spacing is not None else with_it if with_it is not None else spec.defaults.spacing
+    spacing = (
+        request.spacing
+        if request.spacing is not None
+        else with_it
+        if with_it is not None
+        else spec.defaults.spacing
+    )
     return sampler, spacing_name(spacing)
 
 
@@ -221,10 +247,14 @@ def _seeds(request: Request) -> Sequence[int]:
     if isinstance(request.seed, tuple):
         if request.num != 1:
             raise UsageError(
-                "--num does not go with a list of seeds, each seed makes one image", "drop --num or give one --seed", id="usage.seed"
+                "--num does not go with a list of seeds, each seed makes one image",
+                "drop --num or give one --seed",
+                id="usage.seed",
             )
         if not request.seed:
-            raise UsageError("--seed lists no seed", "use one as 7, a list as 1,2 or a range as 10-20", id="usage.seed")
+            raise UsageError(
+                "--seed lists no seed", "use one as 7, a list as 1,2 or a range as 10-20", id="usage.seed"
+            )
         for seed in request.seed:
             _in_range("--seed", seed, 0, MAX_SEED)
         return request.seed
@@ -241,16 +271,22 @@ def _check_sigmas(request: Request) -> None:
         raise UsageError(f"--sigmas does not go with {other}", f"drop {other}", id="usage.sigmas")
     falling = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
     if len(sigmas) < 2 or not falling or sigmas[-1] < 0 or not all(map(math.isfinite, sigmas)):
-        raise UsageError("--sigmas is not a falling list of numbers", "use some as 14.6,7,3,1,0", id="usage.sigmas")
+        raise UsageError(
+            "--sigmas is not a falling list of numbers", "use some as 14.6,7,3,1,0", id="usage.sigmas"
+        )
 
 
 def _in_range(flag: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # so that NaN is out of range, too
         raise UsageError(
-            f"{flag} {value:{'g' if isinstance(value, float) else 'd'}} is out of range",
-            f"use {low:{'g' if isinstance(low, float) else 'd'}} to {high:{'g' if isinstance(high, float) else 'd'}}",
+            f"{flag} {_shown(value)} is out of range",
+            f"use {_shown(low)} to {_shown(high)}",
             id="usage.range",
         )
+
+
+def _shown(value: float) -> str:
+    return format(value, "g") if isinstance(value, float) else str(value)
 
 
 @cache
@@ -258,4 +294,3 @@ def _tokenizer() -> "Tokenizer":
     from ddgen.text.tokens import Tokenizer
 
     return Tokenizer()
-

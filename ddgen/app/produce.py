@@ -1,6 +1,6 @@
-"""Jobs in, files out: make each batch, encode, publish, and tell of every picture as soon as it is safe on disk.
+"""Jobs in, files out: make each batch, encode, publish, and tell of each picture once it is safe on disk.
 
-Knows no network: what makes the pixels is given as a function, `app/pipeline.run` with its pipeline or a fake.
+Knows no network: what makes the pixels is given as a function, app/pipeline.run with its pipeline or a fake.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ Make = Callable[[Sequence[Job]], "list[Pixels]"]
 
 @dataclass(frozen=True)
 class Saving:
-    """How pictures become bytes. metadata: a level of io/metadata.py; quality: 1 to 100, for JPEG and WebP."""
+    """How pictures become bytes. metadata: a level of io/metadata.py; quality: 1 to 100, for JPEG, WebP."""
 
     format: str = "png"
     quality: int = images.QUALITY
@@ -31,7 +31,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Result:
-    """One picture made. path: None when it was not written to a file; seconds: its share of the batch's time."""
+    """One picture made. path: None when it was not written; seconds: its share of the batch's time."""
 
     job: Job
     index: int
@@ -49,7 +49,7 @@ class Result:
 def produce(
     batches: Iterable[Sequence[Job]], make: Make, names: Names | None, saving: Saving, origin: metadata.Origin
 ) -> Iterator[Result]:
-    """Make the pictures of each batch and yield them, each after its file is safe; without `names` no file is written.
+    """Make the pictures of each batch and yield each after its file is safe; without `names` none is written.
 
     Raises:
         OutputError: a file cannot be written.
@@ -64,7 +64,11 @@ def produce(
             index += 1
             texts = metadata.describe(job, origin, saving.metadata)
             data = images.encode(pixels, saving.format, saving.quality, texts)
-            path = None if names is None else publish(names, lambda job=job, index=index: names.path(job, index), data)
+            path = (
+                None
+                if names is None
+                else publish(names, lambda job=job, index=index: names.path(job, index), data)
+            )
             yield Result(job, index, path, data, pixels, each)
 
 
@@ -84,15 +88,19 @@ def publish(names: Names, choose: Callable[[], Path], data: bytes) -> Path:
 
 
 def sheet(results: Sequence[Result], saving: Saving) -> bytes:
-    """Return the contact sheet of a run as the bytes of a file: a row a prompt, or a near square of one prompt's seeds."""
+    """Return the contact sheet of a run as a file's bytes: a row a prompt, or a square of one's seeds."""
     prompts = list(dict.fromkeys(result.job.prompt for result in results))
     per_prompt = len(results) // len(prompts)
-    if len(prompts) > 1 and all(result.job.prompt == prompts[at // per_prompt] for at, result in enumerate(results)):
+    if len(prompts) > 1 and all(
+        result.job.prompt == prompts[at // per_prompt] for at, result in enumerate(results)
+    ):
         rows = prompts
     else:
         across = max(1, round(len(results) ** 0.5 + 0.49))
         rows = [prompts[0] if len(prompts) == 1 else "", *[""] * (-(-len(results) // across) - 1)]
     labels = [f"seed {result.job.seed}" for result in results]
     drawn = images.contact_sheet([result.pixels for result in results], rows, labels)
-    mark = metadata.Metadata() if saving.metadata == "none" else metadata.Metadata(xmp=metadata.xmp_packet(""))
+    mark = (
+        metadata.Metadata() if saving.metadata == "none" else metadata.Metadata(xmp=metadata.xmp_packet(""))
+    )
     return images.encode(drawn, saving.format, saving.quality, mark)

@@ -1,4 +1,4 @@
-"""What the shell offers behind a flag: read from the registries, without torch and without a word of error."""
+"""What the shell offers behind a flag: read from the registries, without torch or a word of error."""
 
 from collections.abc import Iterable
 

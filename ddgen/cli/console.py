@@ -1,8 +1,9 @@
-"""The one place that prints: results to standard output, everything else to standard error, an error as one line and an exit code.
+"""The one place that prints: results to standard output, all else to standard error, an error as one line.
 
     ddgen: error: unknown sampler 'eular'; did you mean 'euler'?
 
-Every string that came from outside passes `safe`, so that a prompt or a path cannot steer the terminal, and none is read as markup.
+Every string that came from outside passes `safe`, so that a prompt or a path cannot steer the terminal, and
+none is read as markup.
 """
 
 import json
@@ -61,6 +62,11 @@ def say(text: str) -> None:
         process.write_error(f"{safe(text)}\n")
 
 
+def page(text: str) -> None:
+    """Show a help page to somebody who did not ask for it."""
+    process.write_error(text + "\n")
+
+
 def detail(text: str) -> None:
     """Tell something that only -v asks for."""
     if manners.verbose:
@@ -113,16 +119,20 @@ def bug(error: BaseException) -> int:
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
-    where = f" in {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place is not None else ""
+    where = (
+        f" in {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place is not None else ""
+    )
     wrapped = DdgenError(
-        f"internal error ({type(error).__name__}{where})", "run again with --debug and report it", id="internal"
+        f"internal error ({type(error).__name__}{where})",
+        "run again with --debug and report it",
+        id="internal",
     )
     wrapped.__cause__ = error
     return fail(wrapped)
 
 
 def safe(text: str) -> str:
-    """Return a text without anything that steers a terminal: controls, escapes, changes of direction, lone surrogates."""
+    """Return a text without what steers a terminal: controls, changes of direction, lone surrogates."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c == "\n" or _harmless(c) else _escaped(c) for c in text)
@@ -186,4 +196,5 @@ def _traceback(error: BaseException) -> str:
     text = text.replace(token, "***") if token else text
     loaded = sys.modules.get("torch")
     torch = f", torch {loaded.__version__}" if loaded is not None else ""
-    return safe(f"{text}ddgen {__version__}, Python {platform.python_version()}{torch}, {platform.system()} {platform.machine()}\n")
+    system = f"{platform.system()} {platform.machine()}"
+    return safe(f"{text}ddgen {__version__}, Python {platform.python_version()}{torch}, {system}\n")

@@ -1,7 +1,8 @@
 """The flags that commands share: spelling, help and panel of each, declared once.
 
-Values arrive as text and are parsed in settings.py, so that the environment and the config file meet the same rules as the flags.
-Flags never take an optional value. `--cfg`, `--schedule` and `--scheduler` are other tools' words, understood but not shown.
+Values arrive as text and are parsed in settings.py, so that the environment and the config file meet the same
+rules as the flags. Flags never take an optional value. `--cfg`, `--schedule` and `--scheduler` are other
+tools' words, understood but not shown.
 """
 
 from collections.abc import Callable
@@ -10,13 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from ddgen.cli.complete import complete_model, complete_sampler, complete_spacing
+from ddgen.cli.help import show_version
 
 PICTURE, SAMPLING, MODEL, OUTPUT, TALK = "Picture", "Sampling", "Model", "Output", "Messages"
 
 
-def value(panel: str, metavar: str, help: str, *names: str, complete: Callable[[str], list[str]] | None = None) -> Any:
+def value(
+    panel: str, metavar: str, help: str, *names: str, complete: Callable[[str], list[str]] | None = None
+) -> Any:
     """Return the declaration of a flag that takes a value."""
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, autocompletion=complete, show_default=False)
+    return typer.Option(
+        *names, metavar=metavar, help=help, rich_help_panel=panel, autocompletion=complete, show_default=False
+    )
 
 
 def switch(panel: str, help: str, *names: str, count: bool = False) -> Any:
@@ -33,35 +39,69 @@ Prompts = Annotated[
     ),
 ]
 Negative = Annotated[
-    list[str] | None, value(PICTURE, "TEXT", "What to keep away from; may be given again.", "--negative", "-N", "--no")
+    list[str] | None,
+    value(PICTURE, "TEXT", "What to keep away from; may be given again.", "--negative", "-N", "--no"),
+]
+PromptSyntax = Annotated[
+    str | None,
+    value(
+        PICTURE,
+        "NAME",
+        "a1111: (weights:1.2), [from:to:0.5], AND, BREAK; plain: none. [a1111]",
+        "--prompt-syntax",
+    ),
 ]
 Num = Annotated[str | None, value(PICTURE, "N", "Pictures per prompt. [1]", "--num", "-n")]
 Seed = Annotated[
     str | None,
     value(
-        PICTURE, "SEED", "7, or a list 1,2, or a range 10-20; picture i of --num uses seed + i. [random, printed]", "--seed", "-s"
+        PICTURE,
+        "SEED",
+        "7, or a list 1,2, or a range 10-20; picture i of --num uses seed + i. [random, printed]",
+        "--seed",
+        "-s",
     ),
 ]
 Width = Annotated[str | None, value(PICTURE, "PIXELS", "Width. [the model's]", "--width", "-W")]
 Height = Annotated[str | None, value(PICTURE, "PIXELS", "Height. [the model's]", "--height", "-H")]
 Size = Annotated[str | None, value(PICTURE, "WxH", "Both, as 512x768.", "--size")]
-Ratio = Annotated[str | None, value(PICTURE, "W:H", "Aspect ratio, as 16:9, at the model's usual area.", "--ar")]
-Scale = Annotated[str | None, value(PICTURE, "N", "Enlarge the finished picture N times (Lanczos). [1]", "--scale")]
+Ratio = Annotated[
+    str | None, value(PICTURE, "W:H", "Aspect ratio, as 16:9, at the model's usual area.", "--ar")
+]
+Scale = Annotated[
+    str | None, value(PICTURE, "N", "Enlarge the finished picture N times (Lanczos). [1]", "--scale")
+]
 
 Steps = Annotated[str | None, value(SAMPLING, "N", "Sampling steps, 1 to 1000. [the model's]", "--steps")]
 Guidance = Annotated[
-    str | None, value(SAMPLING, "SCALE", "How strongly to follow the prompt; 1 is off. [the model's]", "--guidance", "-g", "--cfg")
+    str | None,
+    value(
+        SAMPLING,
+        "SCALE",
+        "How strongly to follow the prompt; 1 is off. [the model's]",
+        "--guidance",
+        "-g",
+        "--cfg",
+    ),
 ]
 GuidanceRescale = Annotated[
-    str | None, value(SAMPLING, "0..1", "Bring guided contrast back to the unguided. [the model's]", "--guidance-rescale")
+    str | None,
+    value(
+        SAMPLING, "0..1", "Bring guided contrast back to the unguided. [the model's]", "--guidance-rescale"
+    ),
 ]
 GuidanceInterval = Annotated[
-    str | None, value(SAMPLING, "A:B", "Guide only in this part of the steps, as 0.1:0.8. [0:1]", "--guidance-interval")
+    str | None,
+    value(SAMPLING, "A:B", "Guide only in this part of the steps, as 0.1:0.8. [0:1]", "--guidance-interval"),
 ]
 Sampler = Annotated[
     str | None,
     value(
-        SAMPLING, "NAME", "ddim, euler, dpmpp_2m, ...; A1111's names work, too. [the model's]", "--sampler", complete=complete_sampler
+        SAMPLING,
+        "NAME",
+        "ddim, euler, dpmpp_2m, ...; A1111's names work, too. [the model's]",
+        "--sampler",
+        complete=complete_sampler,
     ),
 ]
 Spacing = Annotated[
@@ -76,20 +116,38 @@ Spacing = Annotated[
         complete=complete_spacing,
     ),
 ]
-Sigmas = Annotated[str | None, value(SAMPLING, "LIST", "The noise levels themselves, as 14.6,7,3,1,0.", "--sigmas")]
+Sigmas = Annotated[
+    str | None, value(SAMPLING, "LIST", "The noise levels themselves, as 14.6,7,3,1,0.", "--sigmas")
+]
 Eta = Annotated[
-    str | None, value(SAMPLING, "0..1", "Share of fresh noise a step, where the sampler has one. [the sampler's]", "--eta")
+    str | None,
+    value(
+        SAMPLING, "0..1", "Share of fresh noise a step, where the sampler has one. [the sampler's]", "--eta"
+    ),
 ]
 
 Model = Annotated[
     str | None,
-    value(MODEL, "NAME|PATH", "One of 'ddgen models', a file or a folder. [sticker]", "--model", "-m", complete=complete_model),
+    value(
+        MODEL,
+        "NAME|PATH",
+        "One of 'ddgen models', a file or a folder. [sticker]",
+        "--model",
+        "-m",
+        complete=complete_model,
+    ),
 ]
-WeightsFile = Annotated[str | None, value(MODEL, "FILE", "A weights.toml that goes before the others.", "--weights-file")]
+WeightsFile = Annotated[
+    str | None, value(MODEL, "FILE", "A weights.toml that goes before the others.", "--weights-file")
+]
 Device = Annotated[str | None, value(MODEL, "NAME", "cpu, cuda, cuda:1, mps. [auto]", "--device")]
 Dtype = Annotated[str | None, value(MODEL, "NAME", "float32, bfloat16, float16. [auto]", "--dtype")]
-TextBackend = Annotated[str | None, value(MODEL, "NAME", "native, transformers, open_clip. [native]", "--text-backend")]
-BatchSize = Annotated[str | None, value(MODEL, "N", "Pictures per network call. [by their size]", "--batch-size")]
+TextBackend = Annotated[
+    str | None, value(MODEL, "NAME", "native, transformers, open_clip. [native]", "--text-backend")
+]
+BatchSize = Annotated[
+    str | None, value(MODEL, "N", "Pictures per network call. [by their size]", "--batch-size")
+]
 Offline = Annotated[bool, switch(MODEL, "Touch no network.", "--offline")]
 
 Output = Annotated[
@@ -97,19 +155,26 @@ Output = Annotated[
     value(
         OUTPUT,
         "WHERE",
-        "A file, a directory, a template as out/{seed}.png, or '-' for standard output. [the current directory]",
+        "A file, a directory, a template as out/{seed}.png, or '-' for standard output. [.]",
         "--output",
         "-o",
     ),
 ]
 Force = Annotated[bool, switch(OUTPUT, "Replace files that exist.", "--force", "-f")]
-Format = Annotated[str | None, value(OUTPUT, "NAME", "png, jpeg, webp. [by the file's name, else png]", "--format")]
-Quality = Annotated[str | None, value(OUTPUT, "1..100", "Of JPEG and WebP; WebP of 100 is lossless. [92]", "--quality")]
+Format = Annotated[
+    str | None, value(OUTPUT, "NAME", "png, jpeg, webp. [by the file's name, else png]", "--format")
+]
+Quality = Annotated[
+    str | None, value(OUTPUT, "1..100", "Of JPEG and WebP; WebP of 100 is lossless. [92]", "--quality")
+]
 Grid = Annotated[bool, switch(OUTPUT, "Also write one sheet of all the pictures.", "--grid")]
 Metadata = Annotated[
-    str | None, value(OUTPUT, "LEVEL", "full: all settings; min: without the prompts; none. [full]", "--metadata")
+    str | None,
+    value(OUTPUT, "LEVEL", "full: all settings; min: without the prompts; none. [full]", "--metadata"),
 ]
-Plan = Annotated[bool, switch(OUTPUT, "Check all and show what would be made, without loading a model.", "--plan")]
+Plan = Annotated[
+    bool, switch(OUTPUT, "Check all and show what would be made, without loading a model.", "--plan")
+]
 
 Json = Annotated[bool, switch(TALK, "One JSON object a result on standard output.", "--json")]
 Null = Annotated[bool, switch(TALK, "End each path with NUL, for xargs -0.", "--null", "-0")]
@@ -118,3 +183,14 @@ Color = Annotated[str | None, value(TALK, "WHEN", "auto, always, never. [auto]",
 Quiet = Annotated[bool, switch(TALK, "Nothing but errors.", "--quiet", "-q")]
 Verbose = Annotated[int, switch(TALK, "Say more.", "--verbose", "-v", count=True)]
 Debug = Annotated[bool, switch(TALK, "Show tracebacks.", "--debug")]
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        callback=show_version,
+        is_eager=True,
+        help="Print the version.",
+        rich_help_panel=TALK,
+        show_default=False,
+    ),
+]

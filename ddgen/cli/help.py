@@ -1,9 +1,10 @@
-"""Help pages: options in panels, examples first. Drawn with the small part of rich that loads in 20 ms (Typer's own takes 100 ms)."""
+"""Help pages: examples first, options in panels. Drawn with the part of rich that loads in 20 ms, not 100."""
 
 import io
 import shutil
 from typing import Any
 
+from ddgen import __version__
 from ddgen.cli import console
 
 HIDDEN_ALIASES = {"--cfg", "--schedule", "--scheduler"}
@@ -11,7 +12,7 @@ MAX_WIDTH = 100
 
 
 def render(command: Any, context: Any) -> str:
-    """Return the help page of a command or a group (of Typer's click) as text, in colours if they are wanted."""
+    """Return the help page of a command or a group (of Typer's click) as text, in colours if wanted."""
     from rich.console import Console
     from rich.text import Text
 
@@ -19,10 +20,12 @@ def render(command: Any, context: Any) -> str:
     width = min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 24)).columns)
     color = console.color_on(1)
     screen = Console(
-        file=buffer, width=width, markup=False, highlight=False, emoji=False, force_terminal=color, no_color=not color,
-        color_system="standard" if color else None, legacy_windows=False,
+        file=buffer, width=width, markup=False, highlight=False, emoji=False, force_terminal=color,
+        no_color=not color, color_system="standard" if color else None, legacy_windows=False,
     )  # fmt: skip
-    screen.print(Text(f"Usage: {context.command_path} {' '.join(command.collect_usage_pieces(context))}", style="bold"))
+    screen.print(
+        Text(f"Usage: {context.command_path} {' '.join(command.collect_usage_pieces(context))}", style="bold")
+    )
     screen.print()
     screen.print(Text(_unwrapped(command.help or "")))
     screen.print()
@@ -32,6 +35,15 @@ def render(command: Any, context: Any) -> str:
     for title, rows in _panels(command, context).items():
         _panel(screen, title, rows)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop, for `--version`."""
+    if wanted:
+        import typer
+
+        console.out(f"ddgen {__version__}")
+        raise typer.Exit()
 
 
 def adopt(command: Any) -> Any:
@@ -49,17 +61,30 @@ def _panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
             continue
         if parameter.param_type_name == "argument":
             if parameter.help:
-                found.setdefault("Arguments", []).append((parameter.metavar or (parameter.name or "").upper(), parameter.help))
+                found.setdefault("Arguments", []).append(
+                    (parameter.metavar or (parameter.name or "").upper(), parameter.help)
+                )
             continue
         names = [name for name in (*parameter.opts, *parameter.secondary_opts) if name not in HIDDEN_ALIASES]
-        names.sort(key=lambda name: (name.startswith("--"), parameter.opts.index(name) if name in parameter.opts else 99))
+        names.sort(
+            key=lambda name: (
+                name.startswith("--"),
+                parameter.opts.index(name) if name in parameter.opts else 99,
+            )
+        )
         value = "" if parameter.is_flag or parameter.count else " " + (parameter.metavar or "TEXT")
         title = getattr(parameter, "rich_help_panel", None) or "Options"
         found.setdefault(title, []).append((", ".join(names) + value, parameter.help or ""))
     if hasattr(command, "list_commands"):
-        rows = [(name, command.short_help_of(context, name)) for name in command.list_commands(context)] if hasattr(
-            command, "short_help_of"
-        ) else [(name, (below.help or "").split("\n")[0]) for name, below in command.commands.items() if not below.hidden]
+        rows = (
+            [(name, command.short_help_of(context, name)) for name in command.list_commands(context)]
+            if hasattr(command, "short_help_of")
+            else [
+                (name, (below.help or "").split("\n")[0])
+                for name, below in command.commands.items()
+                if not below.hidden
+            ]
+        )
         found["Commands"] = rows
     if "Options" in found:
         found["Options"] = found.pop("Options")  # what every command has comes last

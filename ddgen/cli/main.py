@@ -1,17 +1,18 @@
 """The program `ddgen`: which commands there are, and what surrounds every one of them.
 
-A command's module is imported when it is called, never for another's sake: `register(app)` in ddgen/cli/NAME.py declares it.
+A command's module is imported when it is called, never for another's sake: `register(app)` in
+ddgen/cli/NAME.py declares it.
 """
 
 import gc
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from ddgen import __version__
 from ddgen.cli import console, help, process
 from ddgen.errors import DdgenError, ResourceError, UsageError, nearest
 
@@ -32,14 +33,18 @@ COMMANDS = {
 }
 
 # Typer keeps its own copy of click since 0.2x; its classes are found where they are.
-ClickException: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+ClickException: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 
 class Commands(TyperGroup):
     """The group of all commands, each imported when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+        return [
+            name for name, (module, _) in COMMANDS.items() if find_spec(f"ddgen.cli.{module}") is not None
+        ]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
@@ -56,7 +61,11 @@ class Commands(TyperGroup):
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             close = nearest(name, COMMANDS)
-            mend = f"did you mean '{close}'?" if close is not None else f"to make a picture: ddgen sample \"{name}\""
+            mend = (
+                f"did you mean '{close}'?"
+                if close is not None
+                else f'to make a picture: ddgen sample "{name}"'
+            )
             raise UsageError(f"no such command '{name}'", mend, id="usage.command")
         return super().resolve_command(ctx, args)
 
@@ -69,7 +78,7 @@ class AsTyped:
 
 
 def lighten(command: Any) -> Any:
-    """Spare a command, and those below it, conversions of text to text, for which Typer loads pydantic (60 ms); return it."""
+    """Spare a command and those below it conversions of text to text, for which pydantic is loaded (60 ms)."""
     all_params = command.get_params
 
     def get_params(context: Any) -> Any:
@@ -90,11 +99,21 @@ def lighten(command: Any) -> Any:
 def build() -> Any:
     """Return the whole program as a click command."""
     app = typer.Typer(
-        cls=Commands, name="ddgen", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, epilog=EXAMPLES
+        cls=Commands,
+        name="ddgen",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        epilog=EXAMPLES,
     )
 
     @app.callback()
-    def ddgen(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")] = False) -> None:
+    def ddgen(
+        version: Annotated[
+            bool,
+            typer.Option("--version", callback=help.show_version, is_eager=True, help="Print the version."),
+        ] = False,
+    ) -> None:
         """Text to image by denoising diffusion, for people who live in a terminal."""
 
     command = lighten(typer.main.get_command(app))
@@ -109,34 +128,31 @@ EXAMPLES = """Examples:
 """
 
 
-def show_version(wanted: bool) -> None:
-    """Print the version and stop, for `--version`."""
-    if wanted:
-        console.out(f"ddgen {__version__}")
-        raise typer.Exit()
-
-
 def translate(error: Any) -> UsageError:
     """Return click's complaint about the arguments as one of ours."""
     kind = type(error).__name__
     context = getattr(error, "ctx", None)
     place = f"see '{context.command_path} --help'" if context is not None else "see 'ddgen --help'"
     if kind == "NoSuchOption":
-        known = [name for parameter in context.command.get_params(context) for name in parameter.opts] if context is not None else []
+        known = (
+            [name for parameter in context.command.get_params(context) for name in parameter.opts]
+            if context is not None
+            else []
+        )
         close = nearest(error.option_name, known) if error.option_name.startswith("--") else None
         mend = f"did you mean '{close}'?" if close is not None else place
         return UsageError(f"no such option '{error.option_name}'", mend, id="usage.option")
     if kind == "BadOptionUsage" and "argument" in error.message:
         return UsageError(f"option '{error.option_name}' needs a value", place, id="usage.option-value")
-    if kind == "NoArgsIsHelpError":
-        return UsageError("no command is given", place, id="usage.command")
     text = error.format_message().rstrip(".")
     return UsageError(text[:1].lower() + text[1:], place, id="usage")
 
 
 def out_of_memory(error: BaseException) -> ResourceError:
     """Return the error for memory that is not there."""
-    made = ResourceError("out of memory", "close other programs, or ask for less with --batch-size 1", id="resource.memory")
+    made = ResourceError(
+        "out of memory", "close other programs, or ask for less with --batch-size 1", id="resource.memory"
+    )
     made.__cause__ = error
     return made
 
@@ -152,6 +168,9 @@ def run(arguments: list[str]) -> int:
     except DdgenError as error:
         return console.fail(error)
     except ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            console.page(str(error.args[0]))
+            return 2
         return console.fail(translate(error))
     except MemoryError as error:
         return console.fail(out_of_memory(error))
@@ -161,7 +180,6 @@ def run(arguments: list[str]) -> int:
 
 def main() -> NoReturn:
     """The entry point of the console script and of `python -m ddgen`."""
-    gc.disable()  # nothing of a start is garbage: a fifth of its time; a command that works for long turns it on again
+    gc.disable()  # a start makes no garbage; a command that works for long turns it on again
     process.take_over()
-    code = run(sys.argv[1:])
-    process.leave(code)
+    process.leave(run(sys.argv[1:]))

@@ -1,10 +1,12 @@
 """The process and what surrounds it: its three standard streams, and the signals that end it.
 
-A missing stream is replaced by /dev/null before anything is opened, or the next file would get its number. Standard output is moved
-aside: results go to the copy kept here, and whatever a library prints on number 1 lands on standard error.
+A missing stream is replaced by /dev/null before anything is opened, or the next file would get its number.
+Standard output is moved aside: results go to the copy kept here, and whatever a library prints on number 1
+lands on standard error.
 
-Signals end the process by themselves, as a shell expects: the handler tells what was saved, removes the temp in hand, puts the
-default action back and sends the signal again. Finished pictures are already whole under their names.
+Signals end the process by themselves, as a shell expects: the handler tells what was saved, removes the temp
+in hand, puts the default action back and sends the signal again. Finished pictures are already whole under
+their names.
 """
 
 import atexit
@@ -27,7 +29,7 @@ _last_words: list[Callable[[], str]] = []
 
 
 def take_over() -> None:
-    """Put the standard streams in order and catch the signals that end a program. Call before anything else."""
+    """Put the standard streams in order and catch the signals that end a program. Call first."""
     global _output
     for number in (0, 1, 2):
         try:
@@ -61,7 +63,9 @@ def check_output() -> None:
     """
     if is_closed(1):
         raise OutputError(
-            "standard output is closed", "leave it open, or send it to a file with '>FILE'", id="output.stdout-closed"
+            "standard output is closed",
+            "leave it open, or send it to a file with '>FILE'",
+            id="output.stdout-closed",
         )
 
 
@@ -136,7 +140,7 @@ def end_by(number: int) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once, without taking the interpreter and torch apart (half a second). What is written is written."""
+    """End the process at once: taking the interpreter and torch apart would cost half a second."""
     atexit._run_exitfuncs()  # what libraries asked for; there is no public name
     os._exit(code)
 

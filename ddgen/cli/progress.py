@@ -1,7 +1,7 @@
 """How far the work is: a bar on a terminal, elsewhere one line every ten seconds, JSON events, or nothing.
 
-    with make_progress("auto", total=50, unit="steps") as progress:
-        progress.advance(1, "a red apple")
+with make_progress("auto", total=50, unit="steps") as progress:
+    progress.advance(1, "a red apple")
 """
 
 import json
@@ -31,7 +31,9 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -73,7 +75,13 @@ class EventProgress(Progress):
         now = self._clock()
         if now - self._shown >= EVENT_EVERY or self.done >= self.total:
             self._shown = now
-            event = {"schema": "ddgen/1", "type": "progress", "done": self.done, "total": self.total, "unit": self.unit}
+            event = {
+                "schema": "ddgen/1",
+                "type": "progress",
+                "done": self.done,
+                "total": self.total,
+                "unit": self.unit,
+            }
             process.write_error(json.dumps(event) + "\n")
 
 
@@ -98,13 +106,17 @@ class BarProgress(Progress):
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         super().advance(count, note)
         shown = console.safe(note).replace("\n", " ")
-        self._bar.update(self._task, advance=count, description=shown if len(shown) <= 30 else shown[:27] + "...")
+        self._bar.update(
+            self._task, advance=count, description=shown if len(shown) <= 30 else shown[:27] + "..."
+        )
 
 
 def make_progress(mode: str, total: int, unit: str) -> Progress:
@@ -113,7 +125,12 @@ def make_progress(mode: str, total: int, unit: str) -> Progress:
         mode = "none"
     if mode == "auto":
         mode = "bar" if process.is_terminal(2) else "log"
-    kinds: dict[str, type[Progress]] = {"bar": BarProgress, "log": LogProgress, "json": EventProgress, "none": Progress}
+    kinds: dict[str, type[Progress]] = {
+        "bar": BarProgress,
+        "log": LogProgress,
+        "json": EventProgress,
+        "none": Progress,
+    }
     return kinds[mode](total, unit)
 
 

@@ -1,10 +1,15 @@
-"""`ddgen sample`: prompts in, pictures out. Everything that can be checked is checked before a model, or torch, is loaded."""
+"""`ddgen sample`: prompts in, pictures out.
 
+Everything that can be checked is checked before a model, or torch, is loaded.
+"""
+
+import gc
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +19,7 @@ from ddgen.app.naming import Names, parse_output
 from ddgen.cli import console, flags, process, settings
 from ddgen.cli.progress import make_progress
 from ddgen.diffusion.samplers import SAMPLERS
-from ddgen.errors import InputError, UsageError
+from ddgen.errors import InputError, ResourceError, UsageError
 from ddgen.io import files, metadata
 from ddgen.request import Job, Request
 from ddgen.weights import registry
@@ -44,6 +49,7 @@ def sample(
     context: typer.Context,
     prompts: flags.Prompts = None,
     negative: flags.Negative = None,
+    prompt_syntax: flags.PromptSyntax = None,
     num: flags.Num = None,
     seed: flags.Seed = None,
     width: flags.Width = None,
@@ -80,19 +86,24 @@ def sample(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = 0,
     debug: flags.Debug = False,
+    version: flags.Version = False,
 ) -> None:
     """Make pictures from prompts.
 
     The paths of the pictures go to standard output, everything else to standard error.
     """
-    # Most parameters are settings, read by their name from the context; `debug` was seen before the flags were parsed.
+    # Most parameters are settings, read by their names from the context; `debug` was seen before the parsing.
     given = dict(context.params)
     given["negative"] = ", ".join(negative) if negative else None
     given["offline"] = "1" if offline else None
     values = {name: found.value for name, found in settings.resolve(given).items()}
     console.configure(color=values["color"], quiet=quiet, verbose=verbose, json=json)
-    if (size is not None or ar is not None) and (width is not None or height is not None or (size is not None and ar is not None)):
-        raise UsageError("--size, --ar and --width/--height say the same thing", "keep one of them", id="usage.size")
+    if (size is not None or ar is not None) and (
+        width is not None or height is not None or (size is not None and ar is not None)
+    ):
+        raise UsageError(
+            "--size, --ar and --width/--height say the same thing", "keep one of them", id="usage.size"
+        )
     words = read_prompts(prompts)
     spec = registry.find(values["model"], weights_file=values["weights_file"])
     request = make_request(values, words, spec, size, ar)
@@ -107,7 +118,8 @@ def sample(
 
 
 def read_prompts(words: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the prompts: as given, '-' replaced by standard input, which is also read when nothing is given and it is piped.
+    """Return the prompts: as given, '-' replaced by standard input, which is also read when nothing is given
+    and it is piped.
 
     Raises:
         UsageError: there is none.
@@ -115,7 +127,9 @@ def read_prompts(words: Sequence[str] | None) -> tuple[str, ...]:
     """
     given = list(words or (["-"] if process.input_is_piped() else []))
     if not given:
-        raise UsageError("no prompt is given", 'write one, as in: ddgen sample "a red apple"', id="usage.prompt")
+        raise UsageError(
+            "no prompt is given", 'write one, as in: ddgen sample "a red apple"', id="usage.prompt"
+        )
     if given.count("-") > 1:
         raise UsageError("standard input is named twice", "give '-' once", id="usage.prompt")
     return tuple(read_input(asked=bool(words)) if word == "-" else word for word in given)
@@ -129,10 +143,14 @@ def read_input(*, asked: bool) -> str:
         InputError: it is closed, or not UTF-8.
     """
     if process.is_closed(0):
-        raise InputError("standard input is closed", 'give the prompt itself: ddgen sample "a red apple"', id="input.stdin")
+        raise InputError(
+            "standard input is closed", 'give the prompt itself: ddgen sample "a red apple"', id="input.stdin"
+        )
     if process.is_terminal(0):
         raise UsageError(
-            "standard input is a terminal", 'pipe a prompt in, or give it itself: ddgen sample "a red apple"', id="usage.stdin"
+            "standard input is a terminal",
+            'pipe a prompt in, or give it itself: ddgen sample "a red apple"',
+            id="usage.stdin",
         )
     data = process.read_input()
     try:
@@ -144,7 +162,9 @@ def read_input(*, asked: bool) -> str:
             id="input.encoding",
         ) from error
     if not text and not asked:
-        raise UsageError("no prompt is given", 'write one, as in: ddgen sample "a red apple"', id="usage.prompt")
+        raise UsageError(
+            "no prompt is given", 'write one, as in: ddgen sample "a red apple"', id="usage.prompt"
+        )
     return text
 
 
@@ -160,14 +180,22 @@ def make_request(
     if size is not None:
         width, height = map(int, _two(size, "--size", "x", r"[0-9]{1,6}", "512x768"))
     if ratio is not None:
-        width, height = planning.size_of_ratio(spec, *map(float, _two(ratio, "--ar", ":", r"[0-9]{1,4}(?:\.[0-9]{1,4})?", "16:9")))
-    plain = ("negative", "num", "steps", "guidance", "guidance_rescale", "guidance_interval", "sampler", "spacing", "sigmas", "eta", "scale")
+        width, height = planning.size_of_ratio(
+            spec, *map(float, _two(ratio, "--ar", ":", r"[0-9]{1,4}(?:\.[0-9]{1,4})?", "16:9"))
+        )
+    plain = (
+        "negative", "num", "steps", "guidance", "guidance_rescale", "guidance_interval", "sampler", "spacing",
+        "sigmas", "eta", "scale", "prompt_syntax",
+    )  # fmt: skip
     seed = values["seed"] if values["seed"] is not None else planning.draw_seed()
     return Request(prompts, seed=seed, width=width, height=height, **{name: values[name] for name in plain})
 
 
-def check_output(values: Mapping[str, Any], jobs: Sequence[Job], *, force: bool, grid: bool, look_only: bool) -> Names | None:
-    """Return the names of the pictures' files (None: they go to standard output) after looking for all that stands against them.
+def check_output(
+    values: Mapping[str, Any], jobs: Sequence[Job], *, force: bool, grid: bool, look_only: bool
+) -> Names | None:
+    """Return the names of the pictures' files (None: they go to standard output) after looking for all that
+    stands against them.
 
     Raises:
         UsageError: contradicting flags.
@@ -184,23 +212,32 @@ def check_output(values: Mapping[str, Any], jobs: Sequence[Job], *, force: bool,
     if target.kind != "stdout":
         return names
     if console.manners.json:
-        raise UsageError("--json and --output '-' both want standard output", "drop one of them", id="usage.stdout")
+        raise UsageError(
+            "--json and --output '-' both want standard output", "drop one of them", id="usage.stdout"
+        )
     if process.is_terminal(1) and not look_only:
         raise UsageError(
-            "refusing to write a picture to a terminal", "redirect it with '>FILE' or use --output FILE", id="usage.stdout-terminal"
+            "refusing to write a picture to a terminal",
+            "redirect it with '>FILE' or use --output FILE",
+            id="usage.stdout-terminal",
         )
     return None
 
 
 def show_plan(jobs: Sequence[Job], names: Names | None, *, grid: bool) -> None:
     """Print each job with its token count and file name: a line of text, or of JSON."""
-    counts = {prompt: planning.token_count(prompt) for prompt in dict.fromkeys(job.prompt for job in jobs)}
+    rules = jobs[0].prompt_syntax, jobs[0].steps
+    counts = {
+        prompt: planning.token_count(prompt, *rules) for prompt in dict.fromkeys(job.prompt for job in jobs)
+    }
     for index, job in enumerate(jobs, 1):
         path = str(names.path(job, index)) if names is not None else "-"
         if console.manners.json:
             console.out_json({"type": "job", "path": path, "tokens": counts[job.prompt], **asdict(job)})
         else:
-            console.out(f"{path}  {describe(job)}  seed {job.seed}  {counts[job.prompt]} tokens  {job.prompt!r}")
+            console.out(
+                f"{path}  {describe(job)}  seed {job.seed}  {counts[job.prompt]} tokens  {job.prompt!r}"
+            )
     if grid and names is not None:
         path = str(names.sheet(jobs[0]))
         if console.manners.json:
@@ -209,7 +246,9 @@ def show_plan(jobs: Sequence[Job], names: Names | None, *, grid: bool) -> None:
             console.out(f"{path}  all {len(jobs)} in one sheet")
 
 
-def make(jobs: Sequence[Job], names: Names | None, spec: Spec, values: Mapping[str, Any], *, grid: bool, end: str) -> None:
+def make(
+    jobs: Sequence[Job], names: Names | None, spec: Spec, values: Mapping[str, Any], *, grid: bool, end: str
+) -> None:
     """Load the model and make the pictures, telling of each as soon as it is safe on disk."""
     seeds = sorted({job.seed for job in jobs})
     shown = ", ".join(map(str, seeds)) if len(seeds) < 4 else f"{seeds[0]} ... {seeds[-1]}"
@@ -225,15 +264,27 @@ def make(jobs: Sequence[Job], names: Names | None, spec: Spec, values: Mapping[s
     from ddgen.app.assemble import assemble
 
     begun = time.monotonic()
-    loaded = assemble(spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"])
+    loaded = assemble(
+        spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"]
+    )
     console.detail(f"ddgen: loaded in {time.monotonic() - begun:.2f} s on {loaded.device}")
-    saving = produce.Saving((names.target if names is not None else parse_output("-", values["format"])).format, values["quality"], values["metadata"])
+    kind = names.target.format if names is not None else parse_output("-", values["format"]).format
+    saving = produce.Saving(kind, values["quality"], values["metadata"])
+    gc.freeze()
+    gc.enable()
     batches = planning.batches(iter(jobs), values["batch_size"])
     results = []
     with make_progress(values["progress"], sum(job.steps for job in jobs), "steps") as bar:
 
         def work(batch: Sequence[Job]) -> list[Any]:
-            return pipeline.run(loaded, batch, lambda step, steps: bar.advance(len(batch), batch[0].prompt))
+            try:
+                return pipeline.run(
+                    loaded, batch, lambda step, steps: bar.advance(len(batch), batch[0].prompt)
+                )
+            except Exception as error:
+                if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+                    raise too_large(batch, str(loaded.device)) from error
+                raise
 
         for result in produce.produce(batches, work, names, saving, origin_of(loaded, jobs[0], values)):
             saved += result.path is not None
@@ -259,7 +310,13 @@ def tell(result: "Result", *, end: str, to_output: bool) -> None:
     elif console.manners.json:
         job = asdict(result.job)
         console.out_json(
-            {"type": "image", "path": str(result.path), "sha256": result.sha256, "seconds": round(result.seconds, 3), **job}
+            {
+                "type": "image",
+                "path": str(result.path),
+                "sha256": result.sha256,
+                "seconds": round(result.seconds, 3),
+                **job,
+            }
         )
     elif result.path is not None:
         console.out(str(result.path), end=end)
@@ -269,16 +326,26 @@ def tell(result: "Result", *, end: str, to_output: bool) -> None:
 
 def origin_of(loaded: "Pipeline", job: Job, values: Mapping[str, Any]) -> metadata.Origin:
     """Return what made the pictures of this run, for their metadata."""
-    import torch
-
     return metadata.Origin(
         digests=loaded.digests,
         sampler=SAMPLERS[job.sampler].label,
         device=loaded.device.type,
-        dtype=str(loaded.denoiser.dtype or torch.float32).removeprefix("torch."),
-        torch=".".join(torch.__version__.split(".")[:2]),
+        dtype=str(loaded.denoiser.dtype or "float32").removeprefix("torch."),
+        torch=".".join(version("torch").split(".")[:2]),
         text_backend=values["text_backend"],
     )
+
+
+def too_large(batch: Sequence[Job], device: str) -> ResourceError:
+    """Return the error for a batch that does not fit into memory."""
+    job = batch[0]
+    what = (
+        f"{len(batch)} images of {job.width}x{job.height}" if len(batch) > 1 else f"{job.width}x{job.height}"
+    )
+    mend = (
+        "try --batch-size 1" if len(batch) > 1 else f"try --width {job.width // 2} --height {job.height // 2}"
+    )
+    return ResourceError(f"out of memory at {what} on {device}", mend, id="resource.memory")
 
 
 def describe(job: Job) -> str:

@@ -1,11 +1,12 @@
-"""Where a setting comes from: flag > DDGEN_* > user config > the model's default > built-in. The first four are told apart here.
+"""Where a setting comes from: flag > DDGEN_* > user config > the model's default > built-in.
 
     --steps 20            on the command line
     DDGEN_STEPS=20        in the environment
     [sample]              in $XDG_CONFIG_HOME/ddgen/config.toml
     steps = 20
 
-Nothing is read from the current directory. One parser a setting, whatever its source, so that a wrong value is named with its source.
+Nothing is read from the current directory. One parser a setting, whatever its source, so that a wrong value
+is named with its source.
 """
 
 import os
@@ -22,7 +23,12 @@ Value = str | int | float | bool | tuple[int, ...] | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. read: text -> value, raising ValueError with what is wrong; default: the built-in, None = the model's."""
+    """One setting.
+
+    read:     text -> value, raising ValueError with what is wrong.
+    default:  the built-in one; None = the model's.
+    variable: its name in the environment, where it is not the usual one.
+    """
 
     read: Callable[[str], Value]
     default: Value | None = None
@@ -69,7 +75,10 @@ def one_of(*names: str) -> Callable[[str], str]:
         if text in names:
             return text
         close = nearest(text, names)
-        raise ValueError("is unknown; " + (f"did you mean '{close}'?" if close is not None else "one of: " + ", ".join(names)))
+        raise ValueError(
+            "is unknown; "
+            + (f"did you mean '{close}'?" if close is not None else "one of: " + ", ".join(names))
+        )
 
     return read
 
@@ -114,6 +123,7 @@ def pair(text: str) -> tuple[float, ...]:
 SETTINGS: dict[str, Setting] = {
     "model": Setting(str),
     "negative": Setting(str),
+    "prompt_syntax": Setting(one_of("a1111", "plain"), "a1111"),
     "num": Setting(whole, 1),
     "seed": Setting(seeds),
     "width": Setting(whole),
@@ -155,7 +165,8 @@ def config_file() -> Path:
 
 
 def resolve(flags: Mapping[str, str | None], names: tuple[str, ...] | None = None) -> dict[str, Found]:
-    """Return every setting (or those named) with its origin; what nobody sets has the value None and the origin "model".
+    """Return every setting (or those named) with its origin; what nobody sets has the value None and the
+    origin "model".
 
     Raises:
         UsageError: a flag or an environment variable that cannot be read.
@@ -187,16 +198,26 @@ def read_config(path: Path) -> dict[str, object]:
         raise InputError(f"{name}: {str(error).lower()}", "mend that line", id="input.config") from error
     for table in data:
         if table != "sample" or not isinstance(data[table], dict):
-            raise InputError(f"{name}{_line(text, table)}: unknown entry '{table}'", "settings stand under [sample]", id="input.config")
+            raise InputError(
+                f"{name}{_line(text, table)}: unknown entry '{table}'",
+                "settings stand under [sample]",
+                id="input.config",
+            )
     found = {}
     for key, value in data.get("sample", {}).items():
         plain = key.replace("-", "_")
         try:
             choose("key", plain, SETTINGS, error=InputError)
         except InputError as error:
-            raise InputError(f"{name}{_line(text, key)}: {error.message}", error.hint, id="input.config") from None
+            raise InputError(
+                f"{name}{_line(text, key)}: {error.message}", error.hint, id="input.config"
+            ) from None
         if not isinstance(value, str | int | float | bool):
-            raise InputError(f"{name}{_line(text, key)}: '{key}' is no plain value", "write it as on the command line", id="input.config")
+            raise InputError(
+                f"{name}{_line(text, key)}: '{key}' is no plain value",
+                "write it as on the command line",
+                id="input.config",
+            )
         found[plain] = value
     return found
 

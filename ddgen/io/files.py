@@ -1,9 +1,10 @@
 """The one place that writes files. A final name holds a whole file or nothing, whatever dies meanwhile.
 
-    temp beside the target (O_EXCL) -> write -> fsync -> link (never replaces) or rename (force) -> fsync of the directory
+    temp beside the target (O_EXCL) -> write, fsync -> link, or rename if forced -> fsync of the directory
 
-A link cannot replace a file, so two runs cannot overwrite each other's pictures; where a file system has no links, a rename after a look
-takes its place. Temps are called `.ddgen-HOST-PID-RANDOM.part`; those whose process is gone are swept by the next run.
+A link cannot replace a file, so two runs cannot overwrite each other's pictures; where a file system has no
+links, a rename after a look takes its place. Temps are called `.ddgen-HOST-PID-RANDOM.part`; those whose
+process is gone are swept by the next run.
 """
 
 import errno
@@ -83,13 +84,19 @@ def refuse_special(path: Path) -> None:
     except OSError:
         return
     if stat.S_ISDIR(mode):
-        raise OutputError(f"'{path}' is a directory", f"use --output '{path}/' to write into it", id="output.directory")
+        raise OutputError(
+            f"'{path}' is a directory", f"use --output '{path}/' to write into it", id="output.directory"
+        )
     if not stat.S_ISREG(mode):
-        raise OutputError(f"'{path}' is not a plain file", "use '--output -' to write to standard output", id="output.special")
+        raise OutputError(
+            f"'{path}' is not a plain file",
+            "use '--output -' to write to standard output",
+            id="output.special",
+        )
 
 
 def probe_directory(path: str | os.PathLike[str]) -> None:
-    """Prove that files can be made in a directory, or in the nearest one above it that exists. Leaves nothing behind.
+    """Prove that files can be made in a directory, or in the nearest one above that exists. Leaves nothing.
 
     Raises:
         OutputError: it is no directory, or the system refuses.
@@ -101,7 +108,9 @@ def probe_directory(path: str | os.PathLike[str]) -> None:
     what = f"output directory '{wanted}'"
     if not nearest.is_dir():
         kind = "is a dangling link" if nearest.is_symlink() else "is a file"
-        raise OutputError(f"{what}: '{nearest}' {kind}", "choose another with --output", id="output.not-directory")
+        raise OutputError(
+            f"{what}: '{nearest}' {kind}", "choose another with --output", id="output.not-directory"
+        )
     try:
         _discard(_write_temp(nearest, b"ddgen"))
     except OSError as error:

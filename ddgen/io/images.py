@@ -1,7 +1,7 @@
-"""Pictures as numbers and as bytes: tensor <-> uint8 array <-> PNG, JPEG, WebP; enlarging; the contact sheet; reading what others made.
+"""Pictures: tensor <-> uint8 array <-> PNG, JPEG, WebP; enlarging; the contact sheet; reading others' files.
 
-An array is (H, W, 3) uint8. A tensor is (3, H, W) in [-1, 1]; only its methods are used, so nothing here imports torch. What is
-read is data from a stranger: three formats, 64 megapixels, one frame, all of it there.
+An array is (H, W, 3) uint8. A tensor is (3, H, W) in [-1, 1]; only its methods are used, so nothing here
+imports torch. What is read is data from a stranger: three formats, 64 megapixels, one frame, all of it there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def to_uint8(image: torch.Tensor) -> Pixels:
     """
     whole = image.detach().float()
     if not bool(whole.isfinite().all()):
-        raise NumericsError("the picture holds non-finite values", "run with --dtype float32", id="numerics.pixels")
+        raise NumericsError(
+            "the picture holds non-finite values", "run with --dtype float32", id="numerics.pixels"
+        )
     scaled = ((whole.clamp(-1, 1) + 1) * 127.5).round()
     return scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint8)
 
@@ -63,7 +65,9 @@ def enlarge(pixels: Pixels, times: int) -> Pixels:
     return np.asarray(image.resize((width * times, height * times), Image.Resampling.LANCZOS))
 
 
-def encode(pixels: Pixels, format: str = "png", quality: int = QUALITY, metadata: Metadata | None = None) -> bytes:
+def encode(
+    pixels: Pixels, format: str = "png", quality: int = QUALITY, metadata: Metadata | None = None
+) -> bytes:
     """Return the picture as the bytes of a file: "png", "jpeg" or "webp" (quality 100 is lossless WebP)."""
     texts = metadata if metadata is not None else Metadata()
     image = Image.fromarray(pixels)
@@ -88,7 +92,7 @@ def encode(pixels: Pixels, format: str = "png", quality: int = QUALITY, metadata
 
 
 def read_image(path: str | Path, data: bytes | None = None) -> Pixels:
-    """Return a picture file (or its bytes, with `path` as its name) upright, as RGB; transparency becomes white.
+    """Return a picture file (or its bytes, `path` being their name) upright, as RGB on white.
 
     Raises:
         InputError: missing, of another format, too large, animated, cut short or damaged.
@@ -109,11 +113,19 @@ def read_image(path: str | Path, data: bytes | None = None) -> Pixels:
     except InputError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{name}: not a PNG, JPEG or WebP picture", "convert it to PNG", id="input.image-format") from error
+        raise InputError(
+            f"{name}: not a PNG, JPEG or WebP picture", "convert it to PNG", id="input.image-format"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{name}: over the 64 megapixel limit", "scale it down", id="input.image-size") from error
-    except Exception as error:  # Pillow's decoders leak SyntaxError, struct.error, ValueError, OSError and more
-        raise InputError(f"{name}: cut short or damaged", "get it from its source again", id="input.image-damaged") from error
+        raise InputError(
+            f"{name}: over the 64 megapixel limit", "scale it down", id="input.image-size"
+        ) from error
+    except (
+        Exception
+    ) as error:  # Pillow's decoders leak SyntaxError, struct.error, ValueError, OSError and more
+        raise InputError(
+            f"{name}: cut short or damaged", "get it from its source again", id="input.image-damaged"
+        ) from error
 
 
 def contact_sheet(pictures: Sequence[Pixels], rows: Sequence[str], columns: Sequence[str]) -> Pixels:
@@ -143,7 +155,9 @@ def contact_sheet(pictures: Sequence[Pixels], rows: Sequence[str], columns: Sequ
             if index < len(thumbs):
                 x = gap + column * (width + gap)
                 sheet.paste(Image.fromarray(thumbs[index]), (x, y))
-                draw.text((x, y + height + 2), _fit(draw, columns[index], font, width), fill="#555555", font=font)
+                draw.text(
+                    (x, y + height + 2), _fit(draw, columns[index], font, width), fill="#555555", font=font
+                )
         y += cell_height
     return np.asarray(sheet)
 
@@ -162,7 +176,9 @@ def _png_info(texts: Metadata) -> PngInfo:
 def _refuse_by_header(name: str, image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_READ_PIXELS:
-        raise InputError(f"{name}: {width}x{height} is over the 64 megapixel limit", "scale it down", id="input.image-size")
+        raise InputError(
+            f"{name}: {width}x{height} is over the 64 megapixel limit", "scale it down", id="input.image-size"
+        )
     if getattr(image, "n_frames", 1) != 1:
         raise InputError(f"{name}: is animated", "save one of its frames as PNG", id="input.image-animated")
 
@@ -188,7 +204,9 @@ def _thumb(picture: Pixels, side: int) -> Pixels:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _fit(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
     """Cut a text to a width in pixels, with an ellipsis."""
     shown = " ".join("".join(c if c.isprintable() else " " for c in text[:500]).split())
     if draw.textlength(shown, font=font) <= width:

@@ -1,11 +1,11 @@
 """What a picture says about itself: the settings that make it again, and that a machine made it.
 
-    parameters            A1111's text, for people and sites: prompt, "Negative prompt: ...", "Steps: 25, Sampler: DDIM, ..."
+    parameters            A1111's text, for people and sites: prompt, negative prompt, "Steps: 25, Sampler: ..."
     ddgen                 canonical JSON (sorted keys, ASCII), the truth: `parse` reads it back exactly
     XML:com.adobe.xmp     IPTC DigitalSourceType trainedAlgorithmicMedia
 
-PNG holds the three as text chunks before the pixels; JPEG and WebP hold the first as EXIF UserComment, the others as one XMP packet.
-No time, host, path or duration is written, so that equal runs give equal bytes. Knows no tensor and draws no picture.
+PNG holds the three as text chunks before the pixels; JPEG and WebP hold the first as EXIF UserComment, the
+others as one XMP packet. No time, host, path or duration is written, so that equal runs give equal bytes.
 """
 
 import json
@@ -63,7 +63,10 @@ class Metadata:
 
 
 def describe(job: Job, origin: Origin, level: str = "full", id: str = "") -> Metadata:
-    """Return the texts for a picture: all of them, without the prompts (`min`), or none. id: of the job, in a batch."""
+    """Return the texts for a picture: all of them, without the prompts (`min`), or none.
+
+    id: of the job, in a batch.
+    """
     if level == "none":
         return Metadata()
     settings = canonical(settings_of(job, origin, level) | ({"id": id} if id else {}))
@@ -95,7 +98,7 @@ def canonical(data: Mapping[str, object]) -> str:
 
 
 def a1111(job: Job, origin: Origin) -> str:
-    """Return the text that A1111, its relatives and many sites read; Steps stands first, as readers expect."""
+    """Return the text that A1111, its relatives and many sites read; readers expect Steps first."""
     items: list[tuple[str, object]] = [
         ("Steps", job.steps),
         ("Sampler", origin.sampler or job.sampler),
@@ -108,8 +111,8 @@ def a1111(job: Job, origin: Origin) -> str:
         ("RNG", "CPU"),
         ("Eta", _number(job.eta) if job.eta else None),
         ("CFG Rescale", _number(job.guidance_rescale) if job.guidance_rescale else None),
-        ("Guidance interval", "-".join(map(_number, job.guidance_interval)) if job.guidance_interval is not None else None),
-        ("Sigmas", ", ".join(map(_number, job.sigmas)) if job.sigmas is not None else None),
+        ("Guidance interval", "-".join(map(_number, job.guidance_interval or ())) or None),
+        ("Sigmas", ", ".join(map(_number, job.sigmas or ())) or None),
         ("Postprocess upscale by", job.scale if job.scale != 1 else None),
         ("Postprocess upscaler", "Lanczos" if job.scale != 1 else None),
         ("Version", f"ddgen {__version__}"),
@@ -190,7 +193,8 @@ def png_texts(data: bytes) -> dict[str, str]:
         elif kind == b"iTXt":
             key, _, rest = body.partition(b"\0")
             if rest[:1] == b"\0":  # not compressed, as ddgen writes it
-                texts.setdefault(key.decode("latin-1"), rest[2:].split(b"\0", 2)[2].decode("utf-8", "replace"))
+                value = rest[2:].split(b"\0", 2)[2]
+                texts.setdefault(key.decode("latin-1"), value.decode("utf-8", "replace"))
         elif kind == b"IEND":
             return texts
         at = end
