@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ddgen.errors import nearest
 
-Value = str | int | float | tuple[float, ...]
+Value = bool | str | int | float | tuple[float, ...]
 Settings = Mapping[str, tuple[Value, ...]]
 
 MAX_VALUES = 1000
@@ -32,6 +32,14 @@ class SettingError(ValueError):
 def read_text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("is not text")
+    return value
+
+
+def read_bool(value: object) -> bool:
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower())
+    if not isinstance(value, bool):
+        raise ValueError("is neither true nor false")
     return value
 
 
@@ -111,7 +119,9 @@ KEYS: dict[str, Key] = {
     "sigmas": Key(read_floats, split=False, wide=True),
     "eta": Key(read_float),
     "scale": Key(read_int),
+    "prompt_syntax": Key(read_text),
     "style": Key(read_text),
+    "expand": Key(read_bool),
     "note": Key(read_text, split=False),
 }
 
@@ -229,5 +239,7 @@ _EXAMPLES = {
     "eta": "1",
     "scale": "2",
     "style": "a name",
+    "prompt_syntax": "a1111",
+    "expand": "false",
     "note": "text",
 }

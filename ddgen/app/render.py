@@ -1,0 +1,99 @@
+"""A warm pipeline that turns a group of tasks into the bytes of their files; the same for the local and the
+Ray runner.
+
+A group that is too large for memory is halved, and the size that fitted is kept. A group in which one picture
+comes out non-finite is made again one by one, so that the others are not lost with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ddgen.app import pipeline as pipelines
+from ddgen.app.batch import OnStep
+from ddgen.app.outcome import Made, Missed, Outcome
+from ddgen.app.pipeline import Pipeline
+from ddgen.app.produce import Saving
+from ddgen.app.tasks import Task
+from ddgen.diffusion.samplers import SAMPLERS
+from ddgen.errors import DdgenError, NumericsError, ResourceError
+from ddgen.io import images, metadata
+from ddgen.request import Job
+
+
+@dataclass
+class Renderer:
+    """Makes groups of tasks. limit: the largest group that is known to fit into memory."""
+
+    pipeline: Pipeline
+    saving: Saving
+    text_backend: str = "native"
+    limit: int = 1 << 20
+
+    def __call__(self, tasks: Sequence[Task], on_step: OnStep) -> Iterator[Outcome]:
+        """Yield the outcome of each task.
+
+        Raises:
+            ResourceError: not even one picture fits into memory.
+        """
+        waiting = [list(tasks)]
+        while waiting:
+            group = waiting.pop(0)
+            if len(group) > self.limit:
+                waiting[:0] = [group[: self.limit], group[self.limit :]]
+                continue
+            begun = time.monotonic()
+            try:
+                pixels = self._run([task.job for task in group], on_step)
+            except (ResourceError, torch.OutOfMemoryError) as error:
+                if len(group) == 1:
+                    raise _out_of_memory(group[0].job, error) from error
+                self.limit = len(group) // 2
+                waiting.insert(0, group)
+                continue
+            except NumericsError as error:
+                if len(group) == 1:
+                    yield Missed(group[0], error)
+                else:
+                    waiting[:0] = [[task] for task in group]
+                continue
+            except DdgenError as error:
+                yield from (Missed(task, error) for task in group)
+                continue
+            each = (time.monotonic() - begun) / len(group)
+            for task, picture in zip(group, pixels, strict=True):
+                yield Made(task, self._file(task, picture), each)
+
+    def _run(self, jobs: list[Job], on_step: OnStep) -> list[images.Pixels]:
+        return pipelines.run(
+            self.pipeline, jobs, lambda step, steps: on_step(step.index + 1, steps, len(jobs))
+        )
+
+    def _file(self, task: Task, picture: images.Pixels) -> bytes:
+        texts = metadata.describe(task.job, self.origin(task.job), self.saving.metadata, task.id)
+        return images.encode(picture, self.saving.format, self.saving.quality, texts)
+
+    def origin(self, job: Job) -> metadata.Origin:
+        """Return what made the picture of a job, for its metadata."""
+        return metadata.Origin(
+            digests=self.pipeline.digests,
+            sampler=SAMPLERS[job.sampler].label,
+            device=self.pipeline.device.type,
+            dtype=str(self.pipeline.denoiser.dtype or torch.float32).removeprefix("torch."),
+            torch=".".join(torch.__version__.split(".")[:2]),
+            text_backend=self.text_backend,
+        )
+
+
+def _out_of_memory(job: Job, error: BaseException) -> ResourceError:
+    if isinstance(error, ResourceError):
+        return error
+    return ResourceError(
+        f"out of memory at {job.width}x{job.height}",
+        f"try --size {job.width // 2}x{job.height // 2}",
+        id="resource.memory",
+    )
