@@ -3,19 +3,24 @@
     file or folder  ->  one file under LDM names, or a folder in diffusers' layout (export.py writes its config files)
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddgen.errors import ModelError
+from ddgen.io.files import publish
+from ddgen.nets.config import KLConfig, TinyConfig
 from ddgen.text.config import TowerSpec
-from ddgen.weights import keymap
+from ddgen.text.tokens import Tokenizer
+from ddgen.weights import export, keymap
 from ddgen.weights.arch import FAMILIES, Arch
 from ddgen.weights.checkpoint import DTYPES, Checkpoint, Reader, spec_metadata, write_file
-from ddgen.weights.keymap import Take
-from ddgen.weights.spec import Spec
+from ddgen.weights.keymap import Outline, Take
+from ddgen.weights.spec import Spec, spec_to_json
 from ddgen.weights.split import Part, Stored
 
 UNET_PREFIX = "model.diffusion_model."
@@ -80,6 +85,78 @@ def _file_part(name: str, part: Part, towers: tuple[TowerSpec, ...]) -> dict[str
         (beside if native == "text_projection.weight" else tower.prefix) + native: Made((stored,), Take((native,)))
         for native, stored in part.items()
     }
+
+
+def to_folder(found: Checkpoint, spec: Spec, target: Path, *, dtype: torch.dtype | None = None) -> Report:
+    """Write a checkpoint as a folder in diffusers' layout, with its Spec in ddgen.json; `dtype` None keeps what is stored.
+
+    Raises:
+        ModelError: the checkpoint is damaged, or of a shape that diffusers cannot have. OutputError: the folder cannot be written.
+    """
+    arch, names = export.folder_arch(spec.arch)
+    lean = replace(spec, arch=arch)
+    jobs = [("unet", "unet", "diffusion_pytorch_model", export.unet_config(arch))]
+    if "first_stage" in found.parts:
+        jobs.append(("first_stage", "vae", "diffusion_pytorch_model", export.first_stage_config(arch.first_stage)))
+    jobs += [(f"text.{i}", name, "model", export.text_config(arch.text[i])) for i, name in enumerate(names) if f"text.{i}" in found.parts]
+
+    written, tensors, size, dropped = [], 0, 0, [*found.ignored, *found.unknown]
+    for part, name, stem, config in jobs:
+        made, left = _folder_part(part, found.part(part), arch)
+        dropped += [f"{part}: {native}" for native in left]
+        written.append(target / name / f"{stem}.safetensors")
+        size += write(written[-1], made, {"format": "pt"}, dtype)
+        tensors += len(made)
+        _publish_json(target / name / "config.json", config)
+    for i, name in enumerate(names):
+        _write_tokenizer(target / name.replace("text_encoder", "tokenizer"), arch.text[i])
+    for name, config in (
+        ("scheduler/scheduler_config.json", export.scheduler_config(lean)),
+        ("model_index.json", export.model_index(lean, names)),
+        ("ddgen.json", json.loads(spec_to_json(lean))),
+    ):
+        if config is not None:
+            _publish_json(target / name, config)
+    return Report(tuple(written), tensors, size, tuple(sorted(dropped)))
+
+
+def _folder_part(name: str, part: Part, arch: Arch) -> tuple[dict[str, Made], list[str]]:
+    """Return a part's tensors under the names of its folder, and those that have no place there."""
+    made: dict[str, Made] = {}
+    left: list[str] = []
+    if name == "unet":
+        vector = "add_embedding" if arch.vector_ids else "class_embedding"
+        table = keymap.unet_table(Outline.of(arch.unet), vector)
+    elif isinstance(arch.first_stage, KLConfig):
+        table = keymap.kl_table(arch.first_stage)
+    for native, stored in part.items():
+        rank = None
+        if name.startswith("text."):
+            config = arch.text[int(name.removeprefix("text."))].config
+            last = f"encoder.layers.{config.layers}."
+            unread = native.startswith(last) or (native == "text_projection.weight" and config.projection_dim is None)
+            new = None if unread else native if native == "text_projection.weight" else "text_model." + native
+        elif name == "first_stage" and isinstance(arch.first_stage, TinyConfig):
+            new = keymap.tiny_name(native, layout="diffusers")
+        else:
+            new = keymap.rename(native, table)
+            rank = keymap.kl_rank(native, "diffusers") if name == "first_stage" else None
+        if new is None:
+            left.append(native)
+        else:
+            made[new] = Made((stored,), Take((native,), rank=rank))
+    return made, left
+
+
+def _write_tokenizer(folder: Path, tower: TowerSpec) -> None:
+    for name, data in Tokenizer().files().items():
+        publish(folder / name, data, force=True)
+    for name, config in export.tokenizer_configs(tower).items():
+        _publish_json(folder / name, config)
+
+
+def _publish_json(path: Path, data: dict[str, Any]) -> None:
+    publish(path, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode(), force=True)
 
 
 def write(target: Path, made: dict[str, Made], metadata: dict[str, str], dtype: torch.dtype | None) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from ddgen.errors import ModelError
 from ddgen.nets.config import FirstStageConfig, KLConfig, TinyConfig, UNetConfig
 from ddgen.text.config import CLIPConfig, TowerSpec
-from ddgen.weights.arch import REFINER_IDS, SIZE_IDS, SDXL_TOWERS, Arch
+from ddgen.weights.arch import REFINER, REFINER_IDS, SDXL_TOWERS, SIZE_IDS, Arch
 from ddgen.weights.header import Header, read_header
 from ddgen.weights.infer import family_of
 from ddgen.weights.unpickle import read_pickled_header
@@ -61,15 +61,17 @@ def read_folder(path: Path) -> Folder:
     scheduler_path = path / "scheduler" / "scheduler_config.json"
     scheduler = read_json(scheduler_path) if scheduler_path.is_file() else {}
     try:
-        unet = unet_from(read_json(path / "unet" / "config.json"))
+        config = read_json(path / "unet" / "config.json")
+        unet, sized = unet_from(config), config.get("addition_embed_type") == "text_time"
         known = family_of(unet)
         folders = tuple(name for name in TEXT_FOLDERS if (path / name / "config.json").is_file())
-        towers = tuple(tower_from(read_json(path / name / "config.json"), unet, name, path) for name in folders)
+        towers = tuple(tower_from(read_json(path / name / "config.json"), name, path, sized=sized, pooled=unet.vector_dim > 0) for name in folders)
         stage_path = path / "vae" / "config.json"
         stage: FirstStageConfig = first_stage_from(read_json(stage_path)) if stage_path.is_file() else KLConfig()
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ModelError(f"model '{path.name}' has a config file that cannot be read ({error})", "download it again", id="model.config") from None
-    ids = {2816: SIZE_IDS, 2560: REFINER_IDS}.get(unet.vector_dim, ())
+    refiner = folders == ("text_encoder_2",) or unet.vector_dim == REFINER.unet.vector_dim
+    ids = (REFINER_IDS if refiner else SIZE_IDS) if sized else ()
     return Folder(path, Arch(known.name if known else "custom", unet, stage, towers, ids), scheduler, index, settings, folders)
 
 
@@ -165,8 +167,10 @@ def first_stage_from(data: dict[str, Any]) -> FirstStageConfig:
     )
 
 
-def tower_from(data: dict[str, Any], unet: UNetConfig, folder: str, path: Path) -> TowerSpec:
+def tower_from(data: dict[str, Any], folder: str, path: Path, *, sized: bool, pooled: bool) -> TowerSpec:
     """Translate transformers' CLIPTextConfig, with the rule by which diffusers' pipelines use the tower.
+
+    sized: the U-Net reads sizes, as SDXL's does. pooled: it reads pooled text.
 
     Raises:
         ModelError: another kind of text encoder.
@@ -185,7 +189,6 @@ def tower_from(data: dict[str, Any], unet: UNetConfig, folder: str, path: Path) 
         activation=_ACTIVATIONS[data.get("hidden_act", "quick_gelu")],
         projection_dim=data.get("projection_dim", 512) if projected else None,
     )
-    penultimate = unet.vector_dim in (2816, 2560)
     tokenizer = path / folder.replace("text_encoder", "tokenizer") / "special_tokens_map.json"
     pad = 0 if config.width in (SDXL_TOWERS[1].config.width, 1024) else 49407
     if tokenizer.is_file():
@@ -194,9 +197,9 @@ def tower_from(data: dict[str, Any], unet: UNetConfig, folder: str, path: Path) 
         pad = {"!": 0, "<|endoftext|>": 49407}.get(str(word), pad)
     return TowerSpec(
         config,
-        layer=-2 if penultimate else -1,
-        final_norm=not penultimate,
-        pooled=projected and unet.vector_dim > 0,
+        layer=-2 if sized else -1,
+        final_norm=not sized,
+        pooled=projected and pooled,
         pad_id=pad,
     )
 
