@@ -1,6 +1,6 @@
 """Closed forms to test diffusion against: data N(0, std^2), whose ideal denoiser and ODE are known exactly.
 
-    D(x; sigma) = x std^2 / (std^2 + sigma^2),   x(sigma) = x(s0) sqrt((std^2 + sigma^2) / (std^2 + s0^2))
+D(x; sigma) = x std^2 / (std^2 + sigma^2),   x(sigma) = x(s0) sqrt((std^2 + sigma^2) / (std^2 + s0^2))
 """
 
 import math
@@ -44,7 +44,7 @@ def gaussian_end(x: Tensor, sigma: float, end: float, std: float) -> Tensor:
 
 
 class GaussianNetwork:
-    """The network that a perfect training on N(0, std^2) would give, for any prediction; counts its calls and pictures."""
+    """The network that a perfect training on N(0, std^2) would give, for any prediction; counts its calls."""
 
     def __init__(self, prediction: str, schedule: Schedule, std: float, sigma_data: float = 1.0) -> None:
         self.prediction, self.schedule, self.std, self.sigma_data = prediction, schedule, std, sigma_data

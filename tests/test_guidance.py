@@ -26,7 +26,9 @@ class ContextNetwork:
 
 
 def text(*values: float, chunks: int = 1) -> Conditioning:
-    return Conditioning(torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1).expand(-1, 77 * chunks, 2))
+    return Conditioning(
+        torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1).expand(-1, 77 * chunks, 2)
+    )
 
 
 def draw(batch: int) -> torch.Tensor:
@@ -66,7 +68,9 @@ def test_scale_zero_is_the_unconditional_estimate():
 def test_each_image_may_have_its_scale():
     denoiser, _ = make()
     x = draw(2)
-    out = guided(denoiser, text(0.3, 0.7), text(0.0, 0.1), scale=torch.tensor([1.0, 5.0], dtype=torch.float64))(x, 2.0)
+    out = guided(
+        denoiser, text(0.3, 0.7), text(0.0, 0.1), scale=torch.tensor([1.0, 5.0], dtype=torch.float64)
+    )(x, 2.0)
     for i, scale in enumerate((1.0, 5.0)):
         alone = guided(denoiser, text((0.3, 0.7)[i]), text((0.0, 0.1)[i]), scale=scale)(x[i : i + 1], 2.0)
         assert (out[i : i + 1] - alone).abs().max() < 1e-12
@@ -96,13 +100,17 @@ def test_an_image_does_not_feel_its_neighbours():
     x, options = draw(3), {"scale": 6.0, "rescale": 0.5}
     together = guided(denoiser, text(0.3, 0.7, 2.0), text(0.0, 0.1, 0.2), **options)(x, 2.0)
     for i in range(3):
-        alone = guided(denoiser, text((0.3, 0.7, 2.0)[i]), text((0.0, 0.1, 0.2)[i]), **options)(x[i : i + 1], 2.0)
+        alone = guided(denoiser, text((0.3, 0.7, 2.0)[i]), text((0.0, 0.1, 0.2)[i]), **options)(
+            x[i : i + 1], 2.0
+        )
         assert (together[i : i + 1] - alone).abs().max() < 1e-12
 
 
 def test_rescale_of_a_constant_output_stays_finite():
     denoiser = Denoiser(lambda x, time, context, vector=None: torch.zeros_like(x), "eps", schedule("sd"))
-    assert torch.isfinite(guided(denoiser, text(0.3), text(0.0), scale=5.0, rescale=0.7)(draw(1).float(), 2.0)).all()
+    assert torch.isfinite(
+        guided(denoiser, text(0.3), text(0.0), scale=5.0, rescale=0.7)(draw(1).float(), 2.0)
+    ).all()
 
 
 @pytest.mark.parametrize(("sigma", "calls"), [(0.28, 2), (0.29, 4), (5.42, 4), (5.43, 2)])
@@ -129,7 +137,9 @@ def test_the_clamp_is_applied_to_the_guided_estimate():
     x = draw(2)
     plain = guided(make("x0")[0], text(0.3, 0.7), text(0.0, 0.1), scale=9.0)(x, 2.0)
     assert plain.abs().max() > 0.2
-    assert torch.equal(guided(denoiser, text(0.3, 0.7), text(0.0, 0.1), scale=9.0)(x, 2.0), plain.clamp(-0.2, 0.2))
+    assert torch.equal(
+        guided(denoiser, text(0.3, 0.7), text(0.0, 0.1), scale=9.0)(x, 2.0), plain.clamp(-0.2, 0.2)
+    )
     assert guided(denoiser, text(0.3, 0.7), None, scale=1)(x, 2.0).abs().max() <= 0.2
 
 

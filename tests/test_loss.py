@@ -67,7 +67,9 @@ def test_weights_at_known_levels():
 def test_gradients_reach_the_network():
     gain = torch.nn.Parameter(torch.zeros(()))
     denoiser = Denoiser(lambda x, time, context, vector=None: gain * x, "x0", schedule("cosine"))
-    denoising_loss(denoiser, torch.ones(4, 1, 2, 2), no_text(4), torch.ones(4), torch.zeros(4, 1, 2, 2)).mean().backward()
+    denoising_loss(
+        denoiser, torch.ones(4, 1, 2, 2), no_text(4), torch.ones(4), torch.zeros(4, 1, 2, 2)
+    ).mean().backward()
     assert gain.grad is not None
     assert gain.grad < 0
 
@@ -85,7 +87,9 @@ def test_levels_uniform_in_time_and_log_normal(name):
     sigma = sigmas_at(s, u)
     assert [sigma[0], sigma[2]] == pytest.approx([s.sigma_min, s.sigma_max], rel=1e-9)
     assert s.time(sigma[1].item()) == pytest.approx((s.time_min + s.time_max) / 2, rel=1e-9)
-    normal = sigmas_at(s, torch.tensor([0.0, 0.5, 0.8413447460685429], dtype=torch.float64), mean=-1.2, std=0.5)
+    normal = sigmas_at(
+        s, torch.tensor([0.0, 0.5, 0.8413447460685429], dtype=torch.float64), mean=-1.2, std=0.5
+    )
     assert normal[0] >= s.sigma_min
     assert normal[1:].tolist() == pytest.approx([math.exp(-1.2), math.exp(-0.7)], rel=1e-9)
 

@@ -1,4 +1,4 @@
-"""Prediction types and the denoiser made of them: the true target gives x0 back, whatever the network predicts."""
+"""Prediction types and the denoiser made of them: the true target gives x0 back."""
 
 import math
 
@@ -39,7 +39,9 @@ def test_coefficients_of_the_table(name):
     }
     assert coefficients(name, 3.0, 0.5) == pytest.approx(expected[name])
     tensors = coefficients(name, torch.tensor([3.0, 1.0], dtype=torch.float64), 0.5)
-    assert [float(torch.as_tensor(t).expand(2)[0]) if isinstance(t, torch.Tensor) else t for t in tensors] == pytest.approx(expected[name])
+    assert [
+        float(torch.as_tensor(t).expand(2)[0]) if isinstance(t, torch.Tensor) else t for t in tensors
+    ] == pytest.approx(expected[name])
 
 
 @pytest.mark.parametrize("name", ["eps", "v", "flow"])
@@ -79,7 +81,12 @@ def test_the_cast_happens_in_the_denoiser():
 
     cond = Conditioning(torch.zeros(2, 77, 4), torch.zeros(2, 3))
     denoised = Denoiser(network, "v", schedule("sd"), dtype=torch.bfloat16)(torch.ones(2, 1, 2, 2), 1.0, cond)
-    assert seen == {"x": torch.bfloat16, "time": torch.float32, "context": torch.bfloat16, "vector": torch.bfloat16}
+    assert seen == {
+        "x": torch.bfloat16,
+        "time": torch.float32,
+        "context": torch.bfloat16,
+        "vector": torch.bfloat16,
+    }
     assert denoised.dtype == torch.float32
 
 
@@ -119,7 +126,13 @@ def test_dynamic_clamp_is_per_image():
 
 @pytest.mark.parametrize(
     "spec",
-    [{}, {"kind": "soft"}, {"kind": "static", "low": 0}, {"kind": "static", "min": 1, "max": -1}, {"kind": "dynamic", "quantile": 2}],
+    [
+        {},
+        {"kind": "soft"},
+        {"kind": "static", "low": 0},
+        {"kind": "static", "min": 1, "max": -1},
+        {"kind": "dynamic", "quantile": 2},
+    ],
 )
 def test_a_bad_clamp_is_refused(spec):
     with pytest.raises(ModelError):

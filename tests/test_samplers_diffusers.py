@@ -1,8 +1,10 @@
-"""Twenty steps of every sampler that diffusers also has, on the same noise, in float64: the whole road of schedule, spacing, start and steps.
+"""Twenty steps of every sampler that diffusers also has, on the same noise, in float64: the whole road of
+schedule, spacing, start and steps.
 
-REFEREES is the statement of which diffusers configuration each of our samplers equals. diffusers keeps its tables, timesteps and some states
-in float32; for these tests each scheduler's module sees a `torch` and a `numpy` whose float32 is float64. The spacings are those that fall on
-trained times in both (diffusers interpolates sigma where we interpolate log sigma, and DPMSolver and UniPC round the times).
+REFEREES is the statement of which diffusers configuration each of our samplers equals. diffusers keeps its
+tables, timesteps and some states in float32; for these tests each scheduler's module sees a `torch` and a
+`numpy` whose float32 is float64. The spacings are those that fall on trained times in both (diffusers
+interpolates sigma where we interpolate log sigma, and DPMSolver and UniPC round the times).
 
 dpmpp_2s_ancestral has no counterpart there; test_samplers.py checks its order and its variance.
 """
@@ -39,7 +41,8 @@ TOLERANCE = 1e-7
 class Referee:
     """One row: our sampler, the scheduler that equals it with its configuration, and how the two correspond.
 
-    space: what the scheduler's state is: "ve" x0 + sigma eps, "vp" the same over sqrt(1 + sigma^2), "flow" over 1 + sigma.
+    space: what the scheduler's state is: "ve" x0 + sigma eps, "vp" the same over sqrt(1 + sigma^2), "flow"
+           over 1 + sigma.
     end:   the last level of the grid.
     step:  options of the scheduler's step(). given: hand the scheduler our levels.
     """
@@ -66,7 +69,13 @@ EXPONENTIAL = {"timestep_spacing": "linspace", "use_exponential_sigmas": True}
 DDPM = {"timestep_spacing": "leading", "clip_sample": False, "variance_type": "fixed_small"}
 DDIM = {**LEADING, "clip_sample": False, "set_alpha_to_one": False}
 PNDM = {**LEADING, "skip_prk_steps": True, "set_alpha_to_one": False}
-DPM = {**TRAILING, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "solver_order": 2, "final_sigmas_type": "zero"}
+DPM = {
+    **TRAILING,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "solver_order": 2,
+    "final_sigmas_type": "zero",
+}
 DPM_SDE = {**DPM, "algorithm_type": "sde-dpmsolver++"}
 DPM_3M = {**DPM_SDE, "solver_order": 3, "final_sigmas_type": "sigma_min"}
 BH1 = {**TRAILING, "solver_order": 3, "solver_type": "bh1", "final_sigmas_type": "sigma_min"}
@@ -87,7 +96,13 @@ REFEREES = {
     "ddim, v": Referee("ddim", "ddim.DDIMScheduler", DDIM, space="vp", end="sigma_min", prediction="v"),
     "ddim, x0": Referee("ddim", "ddim.DDIMScheduler", DDIM, space="vp", end="sigma_min", prediction="x0"),
     "ddim trailing, eta 0.7": Referee(
-        "ddim", "ddim.DDIMScheduler", {**TRAILING, "clip_sample": False}, "trailing", "vp", options={"eta": 0.7}, step={"eta": 0.7}
+        "ddim",
+        "ddim.DDIMScheduler",
+        {**TRAILING, "clip_sample": False},
+        "trailing",
+        "vp",
+        options={"eta": 0.7},
+        step={"eta": 0.7},
     ),
     "plms": Referee("plms", "pndm.PNDMScheduler", PNDM, space="vp", end="sigma_min"),
     "euler": Referee("euler", EULER, LEADING),
@@ -97,14 +112,23 @@ REFEREES = {
     "euler exponential": Referee("euler", EULER, EXPONENTIAL, "exponential"),
     "euler edm": Referee("euler", "edm_euler.EDMEulerScheduler", EDM, "karras", prediction="edm", kind="edm"),
     "euler flow": Referee(
-        "euler", "flow_match_euler_discrete.FlowMatchEulerDiscreteScheduler", {}, "linspace", "flow", prediction="flow", kind="flow", given=True
+        "euler",
+        "flow_match_euler_discrete.FlowMatchEulerDiscreteScheduler",
+        {},
+        "linspace",
+        "flow",
+        prediction="flow",
+        kind="flow",
+        given=True,
     ),
     "euler_ancestral": Referee("euler_ancestral", EULER_A, LEADING),
     "euler_ancestral trailing": Referee("euler_ancestral", EULER_A, TRAILING, "trailing"),
     "heun": Referee("heun", HEUN, LEADING),
     "heun karras": Referee("heun", HEUN, KARRAS, "karras"),
     "dpm2": Referee("dpm2", "k_dpm_2_discrete.KDPM2DiscreteScheduler", LEADING),
-    "dpm2_ancestral": Referee("dpm2_ancestral", "k_dpm_2_ancestral_discrete.KDPM2AncestralDiscreteScheduler", LEADING),
+    "dpm2_ancestral": Referee(
+        "dpm2_ancestral", "k_dpm_2_ancestral_discrete.KDPM2AncestralDiscreteScheduler", LEADING
+    ),
     "lms": Referee("lms", "lms_discrete.LMSDiscreteScheduler", LEADING),
     "dpmpp_2m": Referee("dpmpp_2m", MULTISTEP, DPM, "trailing", "vp"),
     "dpmpp_2m, v": Referee("dpmpp_2m", MULTISTEP, DPM, "trailing", "vp", prediction="v"),
@@ -118,14 +142,23 @@ REFEREES = {
     ),
     "dpmpp_sde": Referee("dpmpp_sde", "dpmsolver_sde.DPMSolverSDEScheduler", LEADING),
     "dpmpp_2m_sde": Referee("dpmpp_2m_sde", MULTISTEP, DPM_SDE, "trailing", "vp"),
-    "dpmpp_2m_sde_heun": Referee("dpmpp_2m_sde_heun", MULTISTEP, {**DPM_SDE, "solver_type": "heun"}, "trailing", "vp"),
-    # The third-order term there has the other sign (it does not vanish as h -> 0); on an estimate linear in log sigma it is zero in both.
-    "dpmpp_3m_sde, linear": Referee("dpmpp_3m_sde", MULTISTEP, DPM_3M, "trailing", "vp", end="sigma_min", prediction="x0"),
+    "dpmpp_2m_sde_heun": Referee(
+        "dpmpp_2m_sde_heun", MULTISTEP, {**DPM_SDE, "solver_type": "heun"}, "trailing", "vp"
+    ),
+    # The third-order term there has the other sign (it does not vanish as h -> 0); on an estimate linear in
+    # log sigma it is zero in both.
+    "dpmpp_3m_sde, linear": Referee(
+        "dpmpp_3m_sde", MULTISTEP, DPM_3M, "trailing", "vp", end="sigma_min", prediction="x0"
+    ),
     # bh1 into sigma = 0 is NaN there.
     "unipc": Referee("unipc", UNIPC, BH1, "trailing", "vp", end="sigma_min"),
-    "unipc, order 2": Referee("unipc", UNIPC, {**BH1, "solver_order": 2}, "trailing", "vp", end="sigma_min", options={"order": 2}),
+    "unipc, order 2": Referee(
+        "unipc", UNIPC, {**BH1, "solver_order": 2}, "trailing", "vp", end="sigma_min", options={"order": 2}
+    ),
     "unipc_bh2": Referee("unipc_bh2", UNIPC, BH2, "trailing", "vp"),
-    "unipc_bh2, order 2": Referee("unipc_bh2", UNIPC, {**BH2, "solver_order": 2}, "trailing", "vp", options={"order": 2}),
+    "unipc_bh2, order 2": Referee(
+        "unipc_bh2", UNIPC, {**BH2, "solver_order": 2}, "trailing", "vp", options={"order": 2}
+    ),
     # The boundary scaling (below 1e-5 above time 20) is put out of the way.
     "lcm": Referee("lcm", "lcm.LCMScheduler", {"timestep_scaling": 1e6}, "lcm", "vp"),
 }
@@ -156,7 +189,7 @@ class Doubled:
 
 
 class BrownianPath:
-    """The noise of DPMSolverSDE (one path, asked for overlapping intervals), made of the draws for the two halves of each step."""
+    """The noise of DPMSolverSDE (one path, asked for overlapping intervals) from draws for half steps."""
 
     def __init__(self, noise: SeededNoise) -> None:
         self.noise = noise
@@ -180,7 +213,9 @@ def network(x: Tensor, time: Tensor, context: Tensor, vector: Tensor | None = No
 
 def linear_network(x: Tensor, time: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
     """An estimate of x0 that is linear in log sigma."""
-    return 0.5 + 0.4 * make_schedule({"kind": "scaled_linear"}).sigma(time).log().reshape(-1, 1, 1, 1).expand_as(x)
+    return 0.5 + 0.4 * make_schedule({"kind": "scaled_linear"}).sigma(time).log().reshape(
+        -1, 1, 1, 1
+    ).expand_as(x)
 
 
 def network_of(row: Referee):
@@ -189,7 +224,7 @@ def network_of(row: Referee):
 
 @pytest.fixture
 def doubled(monkeypatch):
-    """Return a function that imports a scheduler class, its module in float64; the default dtype is float64 meanwhile."""
+    """Return a function that imports a scheduler class, its module (and the default dtype) in float64."""
 
     def load(name: str, noise: SeededNoise):
         module_name, class_name = name.split(".")

@@ -1,4 +1,4 @@
-"""The training map sigma <-> time: published numbers, closed formulae written another way, and the way there and back."""
+"""The training map sigma <-> time: published numbers, closed formulae written another way, the round trip."""
 
 import math
 
@@ -62,7 +62,9 @@ def test_ends_are_exact_and_what_lies_outside_is_clamped(name):
     assert s.sigma(s.time_max) == pytest.approx(s.sigma_max, rel=1e-9)
     assert s.time(s.sigma_max * 2) == pytest.approx(s.time_max, rel=1e-12)
     assert s.time(s.sigma_min / 2) == pytest.approx(s.time_min, rel=1e-9, abs=1e-12)
-    assert s.time(torch.tensor([1e9, 1e-9], dtype=torch.float64)).tolist() == pytest.approx([s.time_max, s.time_min], abs=1e-9)
+    assert s.time(torch.tensor([1e9, 1e-9], dtype=torch.float64)).tolist() == pytest.approx(
+        [s.time_max, s.time_min], abs=1e-9
+    )
 
 
 def test_zero_terminal_snr():

@@ -96,7 +96,11 @@ def run(pipeline: Pipeline, jobs: Sequence[Job], on_step: OnStep | None = None) 
 def sample(pipeline: Pipeline, jobs: Sequence[Job], on_step: OnStep | None = None) -> Tensor:
     """Return the clean latents of a batch of jobs: (B, C, H / f, W / f) float32."""
     job = jobs[0]
-    grid = make_grid(job.sigmas) if job.sigmas is not None else make_spacing(job.spacing, pipeline.denoiser.schedule, job.steps)
+    if job.sigmas is not None:
+        grid = make_grid(job.sigmas)
+    else:
+        discard = SAMPLERS[job.sampler].discard
+        grid = make_spacing(job.spacing, pipeline.denoiser.schedule, job.steps, discard=discard)
     denoise = bind(pipeline, jobs, grid)
     stage = pipeline.spec.arch.first_stage
     shape = (stage.channels, job.height // stage.factor, job.width // stage.factor)

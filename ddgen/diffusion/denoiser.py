@@ -1,7 +1,8 @@
 """D(x; sigma) = c_skip x + c_out F(c_in x, time, cond): a network made into an estimate of x0.
 
-The one place where sampler state (float32) is cast to the network's dtype and back. Knows nothing of guidance; the clamp that a Spec may ask
-for is carried here but applied after guidance (see guidance.py), since a guided estimate leaves the range that each branch kept.
+The one place where sampler state (float32) is cast to the network's dtype and back. Knows nothing of
+guidance; the clamp that a Spec may ask for is carried here but applied after guidance (see guidance.py),
+since a guided estimate leaves the range that each branch kept.
 """
 
 import math
@@ -33,7 +34,8 @@ class Denoiser:
     network:    F(c_in x, time, context, vector).
     prediction: what F outputs, a name of prediction.PREDICTIONS.
     schedule:   sigma -> time.
-    x0_clamp:   as in a Spec, `{"kind": "static", "min": -1.1, "max": 1.1}` or `{"kind": "dynamic", "quantile": 0.995, "limit": 1.0}`.
+    x0_clamp:   as in a Spec, `{"kind": "static", "min": -1.1, "max": 1.1}` or `{"kind": "dynamic",
+                "quantile": 0.995, "limit": 1.0}`.
     dtype:      what the network computes in; None = the dtype of x.
 
     Raises:
@@ -57,7 +59,7 @@ class Denoiser:
         self.sigma_data = sigma_data
         if schedule.infinite and self.prediction == "eps":
             raise ModelError(
-                f"prediction 'eps' cannot start from pure noise, as the schedule '{schedule.kind}' with zero terminal SNR does",
+                f"prediction 'eps' cannot start from pure noise, as this '{schedule.kind}' schedule does",
                 "such models predict 'v' or 'x0'",
                 id="model.prediction",
             )
@@ -121,7 +123,9 @@ def make_clamp(spec: Mapping[str, object]) -> Clamp:
         return partial(clamp_x0, low=low, high=high)
     quantile, limit = numbers.get("quantile", 0.995), numbers.get("limit", 1.0)
     if not 0 < quantile <= 1 or limit <= 0:
-        raise ModelError(f"x0 clamp 'dynamic' needs 0 < quantile <= 1 and limit > 0, not {quantile} and {limit}")
+        raise ModelError(
+            f"x0 clamp 'dynamic' needs 0 < quantile <= 1 and limit > 0, not {quantile} and {limit}"
+        )
     return partial(clamp_x0_dynamic, quantile=quantile, limit=limit)
 
 

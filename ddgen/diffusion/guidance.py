@@ -1,10 +1,12 @@
-"""Classifier-free guidance: D = D_uncond + scale (D_cond - D_uncond), bound to its conditioning before sampling starts.
+"""Classifier-free guidance: D = D_uncond + scale (D_cond - D_uncond), bound to its conditioning before
+sampling starts.
 
-Returns closures `denoise(x, sigma)`, so that samplers never see conditioning. Both branches go through the network as one batch. All
-statistics are per image: an image must not depend on its neighbours. The x0 clamp of the denoiser is applied here, to the guided estimate.
+Returns closures `denoise(x, sigma)`, so that samplers never see conditioning. Both branches go through the
+network as one batch. All statistics are per image: an image must not depend on its neighbours. The x0 clamp
+of the denoiser is applied here, to the guided estimate.
 
-Ref: Ho & Salimans 2022, arXiv 2207.12598; rescale: Lin et al. 2023, arXiv 2305.08891, eq. 15-16; interval: Kynkaanniemi et al. 2024,
-arXiv 2404.07724.
+Ref: Ho & Salimans 2022, arXiv 2207.12598; rescale: Lin et al. 2023, arXiv 2305.08891, eq. 15-16; interval:
+Kynkaanniemi et al. 2024, arXiv 2404.07724.
 """
 
 import math
@@ -30,10 +32,13 @@ def guided(
     """Return denoise(x, sigma) with the conditioning bound.
 
     cond:     one conditioning, or several that are composed: D_cond = D_uncond + sum_i w_i (D_i - D_uncond).
-    scale:    1 = off, one network call on half the batch (uncond may be None then); a (B,) tensor gives each image its own.
+    scale:    1 = off, one network call on half the batch (uncond may be None then); a (B,) tensor gives each
+              image its own.
     weights:  (B, parts) of a composition.
-    rescale:  phi in [0, 1]: how far the standard deviation of the guided network output is pulled back to that of the conditional one.
-    interval: (low, high) in sigma: guided only where low < sigma <= high, elsewhere the conditional estimate alone.
+    rescale:  phi in [0, 1]: how far the standard deviation of the guided network output is pulled back to
+              that of the conditional one.
+    interval: (low, high) in sigma: guided only where low < sigma <= high, elsewhere the conditional estimate
+    alone.
 
     Ref of the composition: Liu et al. 2022, arXiv 2206.01714, eq. 11.
     """
@@ -57,7 +62,9 @@ def guided(
         inside = interval is None or interval[0] < sigma <= interval[1]
         if plain and not inside:
             return conditional(x, sigma)
-        d_uncond, *d_parts = denoiser(torch.cat([x] * (1 + len(conds))), sigma, branches).chunk(1 + len(conds))
+        d_uncond, *d_parts = denoiser(torch.cat([x] * (1 + len(conds))), sigma, branches).chunk(
+            1 + len(conds)
+        )
         d_cond = d_parts[0] if weights is None else _composed(d_uncond, d_parts, weights)
         if not inside:
             return d_cond
@@ -77,8 +84,13 @@ def _composed(d_uncond: Tensor, d_parts: Sequence[Tensor], weights: Tensor) -> T
     return total
 
 
-def _rescaled(denoiser: Denoiser, x: Tensor, sigma: float, d_cond: Tensor, d_guided: Tensor, phi: float) -> Tensor:
-    """Return the guided estimate with the spread of the network's output restored; the statistics are those of F, not of D."""
+def _rescaled(
+    denoiser: Denoiser, x: Tensor, sigma: float, d_cond: Tensor, d_guided: Tensor, phi: float
+) -> Tensor:
+    """Return the guided estimate with the spread of the network's output restored.
+
+    The statistics are those of F, not of D.
+    """
     c_skip, c_out, _ = denoiser.coefficients(sigma)
     f_cond, f_guided = (d_cond - c_skip * x) / c_out, (d_guided - c_skip * x) / c_out
     dims = tuple(range(1, x.ndim))
@@ -91,17 +103,20 @@ def _rescaled(denoiser: Denoiser, x: Tensor, sigma: float, d_cond: Tensor, d_gui
 def join(*conditionings: Conditioning) -> Conditioning:
     """Return conditionings as one batch, the first on top.
 
-    Contexts of different length are repeated to their least common multiple: softmax attention over a context repeated k times equals
-    attention over it once, so no padding token enters the sums.
+    Contexts of different length are repeated to their least common multiple: softmax attention over a context
+    repeated k times equals attention over it once, so no padding token enters the sums.
     """
     length = math.lcm(*(c.context.shape[1] for c in conditionings))
-    context = torch.cat([c.context.repeat(1, length // c.context.shape[1], 1) for c in conditionings])  # (sum of B, 77k, D)
+    context = torch.cat(
+        [c.context.repeat(1, length // c.context.shape[1], 1) for c in conditionings]
+    )  # (sum of B, 77k, D)
     vectors = [c.vector for c in conditionings if c.vector is not None]
     return Conditioning(context, torch.cat(vectors) if len(vectors) == len(conditionings) else None)
 
 
 def interval_from_steps(sigmas: tuple[float, ...], low: float, high: float) -> tuple[float, float]:
-    """Return the sigma interval (low, high] of the steps between two fractions of the run, 0 = first step, 1 = end.
+    """Return the sigma interval (low, high] of the steps between two fractions of the run, 0 = first step, 1
+    = end.
 
     Step i of n is inside when low <= i / n < high.
     """

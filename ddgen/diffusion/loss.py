@@ -2,8 +2,9 @@
 
     loss = w(sigma) mean (D(x; sigma) - x0)^2
 
-Every weighting is written for the error of x0, so that one loss serves all predictions: the mean squared error of the network's own
-output is w = 1 / c_out^2 (for eps 1/sigma^2, for v 1 + 1/sigma^2). Knows no optimizer and no data; randomness comes in as tensors.
+Every weighting is written for the error of x0, so that one loss serves all predictions: the mean squared
+error of the network's own output is w = 1 / c_out^2 (for eps 1/sigma^2, for v 1 + 1/sigma^2). Knows no
+optimizer and no data; randomness comes in as tensors.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,10 @@ Weighting = Callable[[Denoiser, Tensor], Tensor]
 
 
 def _output(denoiser: Denoiser, sigma: Tensor) -> Tensor:
-    """Unit weight on the network's output F (Ho et al. 2020, arXiv 2006.11239, eq. 14, for eps; Karras et al. 2022, eq. 8, for edm)."""
+    """Unit weight on the network's output F.
+
+    Ref: Ho et al. 2020, arXiv 2006.11239, eq. 14 (eps); Karras et al. 2022, arXiv 2206.00364, eq. 8 (edm).
+    """
     c_out = denoiser.coefficients(sigma)[1]
     return torch.ones_like(sigma) / c_out**2
 
@@ -35,7 +39,7 @@ def _min_snr(denoiser: Denoiser, sigma: Tensor) -> Tensor:
 
 
 def _capped(denoiser: Denoiser, sigma: Tensor) -> Tensor:
-    """min(1 / max(s, 0.1)^2, 50) with s = sigma / sqrt(1 + sigma^2): about 1 at high noise, more where detail is decided."""
+    """min(1 / max(s, 0.1)^2, 50), s = sigma / sqrt(1 + sigma^2): 1 at high noise, more for details."""
     variance = sigma**2 / (1 + sigma**2)
     return (1 / variance.clamp(min=0.01)).clamp(max=50.0)
 
@@ -48,7 +52,9 @@ def forward_process(x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
     return x0 + sigma.reshape(-1, *[1] * (x0.ndim - 1)) * eps
 
 
-def stratified(batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+def stratified(
+    batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
     """Return (B,) uniforms in [0, 1), one in each of B equal cells, in random order."""
     cells = torch.randperm(batch, generator=generator, device=device)
     return (cells + torch.rand(batch, generator=generator, device=device)) / batch
@@ -57,17 +63,27 @@ def stratified(batch: int, generator: torch.Generator | None = None, device: tor
 def sigmas_at(schedule: Schedule, u: Tensor, *, mean: float | None = None, std: float = 1.0) -> Tensor:
     """Return (B,) noise levels for uniforms u.
 
-    Uniform in the schedule's time; with `mean`, ln sigma is normal (mean, std) instead, cut to the trained range: EDM uses (-1.2, 1.2),
-    the logit-normal times of flow models are (0, 1).
+    Uniform in the schedule's time; with `mean`, ln sigma is normal (mean, std) instead, cut to the trained
+    range: EDM uses (-1.2, 1.2), the logit-normal times of flow models are (0, 1).
     """
     if mean is None:
         return schedule.sigma(schedule.time_min + u * (schedule.time_max - schedule.time_min))
     edge = torch.finfo(u.dtype).eps
-    return (mean + std * torch.special.ndtri(u.clamp(edge, 1 - edge))).exp().clamp(schedule.sigma_min, schedule.sigma_max)
+    return (
+        (mean + std * torch.special.ndtri(u.clamp(edge, 1 - edge)))
+        .exp()
+        .clamp(schedule.sigma_min, schedule.sigma_max)
+    )
 
 
 def denoising_loss(
-    denoiser: Denoiser, x0: Tensor, cond: Conditioning, sigma: Tensor, eps: Tensor, *, weighting: str = "output"
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Conditioning,
+    sigma: Tensor,
+    eps: Tensor,
+    *,
+    weighting: str = "output",
 ) -> Tensor:
     """Return the weighted squared error of each image, (B,).
 

@@ -1,11 +1,12 @@
 """Noise as data: the normals of an image depend on its seed and the draw's number, on nothing else.
 
-A noise source is anything with `initial()` and `__call__(sigma, sigma_next)`; samplers see only the second. Samplers ask in a fixed order
-and for intervals that do not overlap, so independent normals are the increments of a Brownian path on a fixed grid, and a source that holds
-a real path can take the place of this one.
+A noise source is anything with `initial()` and `__call__(sigma, sigma_next)`; samplers see only the second.
+Samplers ask in a fixed order and for intervals that do not overlap, so independent normals are the increments
+of a Brownian path on a fixed grid, and a source that holds a real path can take the place of this one.
 
-SeededNoise draws from numpy's Philox (a counter-based generator: Salmon et al. 2011) keyed by (seed, draw), per image and on the CPU: an
-image gets the same noise alone, in a batch, on a GPU or on another machine. torch's generators promise none of this.
+SeededNoise draws from numpy's Philox (a counter-based generator: Salmon et al. 2011) keyed by (seed, draw),
+per image and on the CPU: an image gets the same noise alone, in a batch, on a GPU or on another machine.
+torch's generators promise none of this.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,9 @@
 
     D(x; sigma) = c_skip x + c_out F(c_in x, time),   x = x0 + sigma eps
 
-`flow` sees x_t = (1 - t) x0 + t eps with t = sigma / (1 + sigma); `edm` data of standard deviation sigma_data (Karras et al. 2022,
-arXiv 2206.00364, table 1); the others see the variance preserving x_t = x / sqrt(1 + sigma^2). A row works on Python floats and tensors alike.
+`flow` sees x_t = (1 - t) x0 + t eps with t = sigma / (1 + sigma); `edm` data of standard deviation sigma_data
+(Karras et al. 2022, arXiv 2206.00364, table 1); the others see the variance preserving x_t = x / sqrt(1 +
+sigma^2). A row works on Python floats and tensors alike.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The samplers by name: what each is called here and elsewhere, its order, whether it adds noise, what it costs.
+"""The samplers by name: what each is called here and elsewhere, its order, its cost, whether it adds noise.
 
-`SAMPLERS[name].fn(denoise, x, sigmas, noise, **options)` yields a Step per interval of sigmas; see solver.py. A new sampler is one function
-and one line here. Torch-free at import, so that the command line can list the names.
+`SAMPLERS[name].fn(denoise, x, sigmas, noise, **options)` yields a Step per interval of sigmas; see solver.py.
+A new sampler is one function and one line here. Torch-free at import, so that the CLI can list the names.
+Which diffusers scheduler each one equals, and its configuration, is the table REFEREES of
+tests/test_samplers_diffusers.py (docs/samplers.md tells the same in words).
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ class SamplerInfo:
     fn:         the generator function.
     label:      A1111's name, for metadata.
     doc:        one line for `--help`.
-    order:      order of convergence (of the deterministic form, eta = 0).
+    order:      order of convergence on a smooth grid (of the deterministic form, eta = 0).
     calls:      network calls per step, the last step apart.
     stochastic: noise is added at the default settings.
     eta:        default share of noise put back, or None where there is no such option.
+    discard:    wants a grid without its last level above 0 (make_spacing's `discard`), as A1111 and ComfyUI
+                give it one.
     """
 
     fn: Sampler
@@ -41,34 +45,38 @@ class SamplerInfo:
     calls: int = 1
     stochastic: bool = False
     eta: float | None = None
+    discard: bool = False
 
+
+_noisy = partial(SamplerInfo, stochastic=True, eta=1.0)
+_ddpm, _ddim = partial(ancestral, eta=1.0), partial(ancestral, eta=0.0)
+_dpm2_ancestral = partial(dpm2, eta=1.0)
+_2m_sde_heun = partial(dpmpp_2m_sde, solver="heun")
+_unipc_bh2 = partial(unipc, variant="bh2")
 
 SAMPLERS: dict[str, SamplerInfo] = {
-    "ddpm": SamplerInfo(partial(ancestral, eta=1.0), "DDPM", "the full reverse process; for many steps, up to 1000", 1, stochastic=True),
-    "ddim": SamplerInfo(partial(ancestral, eta=0.0), "DDIM", "deterministic; eta 1 is ddpm", 1, eta=0.0),
+    "ddpm": SamplerInfo(_ddpm, "DDPM", "the full reverse process; up to 1000 steps", 1, stochastic=True),
+    "ddim": SamplerInfo(_ddim, "DDIM", "deterministic; eta 1 is ddpm", 1, eta=0.0),
     "plms": SamplerInfo(plms, "PLMS", "four-step multistep on the noise estimate", 2),
     "euler": SamplerInfo(euler, "Euler", "the plain first-order method", 1),
-    "euler_ancestral": SamplerInfo(ancestral, "Euler a", "Euler with fresh noise every step", 1, stochastic=True, eta=1.0),
+    "euler_ancestral": _noisy(ancestral, "Euler a", "Euler with fresh noise every step", 1),
     "heun": SamplerInfo(heun, "Heun", "second order, two calls a step", 2, calls=2),
-    "dpm2": SamplerInfo(dpm2, "DPM2", "second order, two calls a step", 2, calls=2),
-    "dpm2_ancestral": SamplerInfo(partial(dpm2, eta=1.0), "DPM2 a", "dpm2 with fresh noise every step", 2, calls=2, stochastic=True, eta=1.0),
+    "dpm2": SamplerInfo(dpm2, "DPM2", "second order, two calls a step", 2, calls=2, discard=True),
+    "dpm2_ancestral": _noisy(_dpm2_ancestral, "DPM2 a", "dpm2 with fresh noise", 2, calls=2, discard=True),
     "lms": SamplerInfo(lms, "LMS", "four-step multistep on the actual grid", 4),
-    "dpmpp_2s_ancestral": SamplerInfo(
-        dpmpp_2s_ancestral, "DPM++ 2S a", "second order with fresh noise, two calls a step", 2, calls=2, stochastic=True, eta=1.0
-    ),
-    "dpmpp_2m": SamplerInfo(dpmpp_2m, "DPM++ 2M", "second order multistep; a good default for 20 to 30 steps", 2),
-    "dpmpp_sde": SamplerInfo(dpmpp_sde, "DPM++ SDE", "stochastic, second order, two calls a step", 2, calls=2, stochastic=True, eta=1.0),
-    "dpmpp_2m_sde": SamplerInfo(dpmpp_2m_sde, "DPM++ 2M SDE", "stochastic second order multistep", 2, stochastic=True, eta=1.0),
-    "dpmpp_2m_sde_heun": SamplerInfo(
-        partial(dpmpp_2m_sde, solver="heun"), "DPM++ 2M SDE Heun", "the same with the other second-order term", 2, stochastic=True, eta=1.0
-    ),
-    "dpmpp_3m_sde": SamplerInfo(dpmpp_3m_sde, "DPM++ 3M SDE", "stochastic third order multistep", 3, stochastic=True, eta=1.0),
-    "unipc": SamplerInfo(unipc, "UniPC", "predictor-corrector of order 3, for few steps (bh1)", 3),
-    "unipc_bh2": SamplerInfo(partial(unipc, variant="bh2"), "UniPC", "the same with the other step function", 3),
+    "dpmpp_2s_ancestral": _noisy(dpmpp_2s_ancestral, "DPM++ 2S a", "second order, fresh noise", 2, calls=2),
+    "dpmpp_2m": SamplerInfo(dpmpp_2m, "DPM++ 2M", "second order multistep; good at 20 to 30 steps", 2),
+    "dpmpp_sde": _noisy(dpmpp_sde, "DPM++ SDE", "stochastic, second order, two calls a step", 2, calls=2),
+    "dpmpp_2m_sde": _noisy(dpmpp_2m_sde, "DPM++ 2M SDE", "stochastic second order multistep", 2),
+    "dpmpp_2m_sde_heun": _noisy(_2m_sde_heun, "DPM++ 2M SDE Heun", "the same, Heun's second-order term", 2),
+    "dpmpp_3m_sde": _noisy(dpmpp_3m_sde, "DPM++ 3M SDE", "stochastic three-step multistep", 2, discard=True),
+    "unipc": SamplerInfo(unipc, "UniPC", "predictor-corrector (bh1) for few steps", 3, discard=True),
+    "unipc_bh2": SamplerInfo(_unipc_bh2, "UniPC", "predictor-corrector (bh2) for few steps", 3, discard=True),
     "lcm": SamplerInfo(lcm, "LCM", "for consistency-distilled models, 1 to 8 steps", 1, stochastic=True),
 }
 
-# Names of the same samplers elsewhere, in lower case without "k_" in front or "_gpu" behind; A1111's labels are added below.
+# Names of the same samplers elsewhere, in lower case without "k_" in front or "_gpu" behind; A1111's labels
+# are added below.
 ALIASES: dict[str, str] = {
     "euler_a": "euler_ancestral",
     "dpm_2": "dpm2",
@@ -83,7 +91,8 @@ ALIASES |= {info.label.lower(): name for name, info in reversed(SAMPLERS.items()
 
 
 def parse_sampler(word: str) -> tuple[str, str | None]:
-    """Return our name of a sampler given by any known name, and the spacing named with it ("DPM++ 2M Karras"), if any.
+    """Return our name of a sampler given by any known name, and the spacing named with it ("DPM++ 2M
+    Karras"), if any.
 
     Raises:
         UsageError: unknown sampler.

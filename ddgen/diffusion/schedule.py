@@ -1,9 +1,11 @@
 """What a network was trained on: the map between sigma and the network's time argument.
 
-    x_t = sqrt(ab) x0 + sqrt(1 - ab) eps,   sigma = sqrt((1 - ab) / ab),   x = x_t sqrt(1 + sigma^2) = x0 + sigma eps
+    x_t = sqrt(ab) x0 + sqrt(1 - ab) eps,   sigma = sqrt((1 - ab) / ab)
+    x = x_t sqrt(1 + sigma^2) = x0 + sigma eps
 
-A schedule is not a spacing: it says nothing about where inference steps. Tables of alpha_bar (1000 values for Stable Diffusion) are
-interpolated linearly in log sigma, so that fractional times exist; the continuous kinds are closed formulae:
+A schedule is not a spacing: it says nothing about where inference steps. Tables of alpha_bar (1000 values for
+Stable Diffusion) are interpolated linearly in log sigma, so that fractional times exist; the continuous kinds
+are closed formulae:
 
     kind            sigma(time)                                      time
     scaled_linear   table, beta_t = linspace(sqrt b0, sqrt b1)^2     0 .. steps - 1
@@ -12,8 +14,9 @@ interpolated linearly in log sigma, so that fractional times exist; the continuo
     flow            t / (1 - t)                                      1000 t
     edm             exp(4 time)                                      0.25 ln sigma
 
-Zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, Alg. 1) and flow at t = 1 mean sigma = infinity, which is cut to SIGMA_CAP here and
-nowhere else. Everything is computed in float64 for Python floats, in the tensor's own dtype for tensors.
+Zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, Alg. 1) and flow at t = 1 mean sigma = infinity, which
+is cut to SIGMA_CAP here and nowhere else. Everything is computed in float64 for Python floats, in the
+tensor's own dtype for tensors.
 """
 
 import math
@@ -72,8 +75,10 @@ def _double(value: float) -> Tensor:
 def make_schedule(spec: Mapping[str, object]) -> Schedule:
     """Return the schedule that a Spec describes: `kind` and that kind's own keys.
 
-    Keys: scaled_linear, linear: beta_start, beta_end, steps, zero_terminal_snr. cosine (also called cosine_logsnr): shift, u_min, u_max.
-    flow: none. edm: sigma_min, sigma_max. `formula` and `network_time` are remarks for the reader and must be text.
+    Keys: scaled_linear, linear: beta_start, beta_end, steps, zero_terminal_snr. cosine (also called
+    cosine_logsnr): shift, u_min, u_max.
+    flow: none. edm: sigma_min, sigma_max. `formula` and `network_time` are remarks for the reader and must be
+    text.
 
     Raises:
         ModelError: unknown kind or key, or a value out of range.
@@ -92,17 +97,31 @@ def make_schedule(spec: Mapping[str, object]) -> Schedule:
     return build(kind, **options)
 
 
-def _linear(kind: str, beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000, zero_terminal_snr: bool = False) -> Schedule:
-    _require(0 < beta_start < beta_end < 1, kind, f"0 < beta_start < beta_end < 1, not {beta_start} and {beta_end}")
+def _linear(
+    kind: str,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    steps: int = 1000,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
+    _require(
+        0 < beta_start < beta_end < 1, kind, f"0 < beta_start < beta_end < 1, not {beta_start} and {beta_end}"
+    )
     _require(steps >= 2 and int(steps) == steps, kind, f"a whole number of steps >= 2, not {steps}")
     betas = torch.linspace(beta_start, beta_end, int(steps), dtype=torch.float64)
     return table_schedule(kind, torch.cumprod(1 - betas, 0), zero_terminal_snr=bool(zero_terminal_snr))
 
 
 def _scaled_linear(
-    kind: str, beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000, zero_terminal_snr: bool = False
+    kind: str,
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    steps: int = 1000,
+    zero_terminal_snr: bool = False,
 ) -> Schedule:
-    _require(0 < beta_start < beta_end < 1, kind, f"0 < beta_start < beta_end < 1, not {beta_start} and {beta_end}")
+    _require(
+        0 < beta_start < beta_end < 1, kind, f"0 < beta_start < beta_end < 1, not {beta_start} and {beta_end}"
+    )
     _require(steps >= 2 and int(steps) == steps, kind, f"a whole number of steps >= 2, not {steps}")
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, int(steps), dtype=torch.float64) ** 2
     return table_schedule(kind, torch.cumprod(1 - betas, 0), zero_terminal_snr=bool(zero_terminal_snr))
@@ -111,7 +130,8 @@ def _scaled_linear(
 def table_schedule(kind: str, alpha_bar: Tensor, *, zero_terminal_snr: bool = False) -> Schedule:
     """Return the schedule of a decreasing float64 table of alpha_bar; time is its index.
 
-    zero_terminal_snr: shift and scale sqrt(alpha_bar) so that the last is 0 and the first stays (Lin et al., Alg. 1).
+    zero_terminal_snr: shift and scale sqrt(alpha_bar) so that the last is 0 and the first stays (Lin et al.,
+                       Alg. 1).
     """
     if zero_terminal_snr:
         root = alpha_bar.sqrt()
@@ -134,9 +154,8 @@ def table_schedule(kind: str, alpha_bar: Tensor, *, zero_terminal_snr: bool = Fa
         below, above = logs[low], logs[low + 1]
         return low + ((wanted - below) / (above - below)).clamp(0, 1)
 
-    return Schedule(
-        kind, sigmas[0].item(), sigmas[-1].item(), 0.0, float(last), last + 1, zero_terminal_snr, to_sigma, to_time
-    )  # fmt: skip
+    low, high = sigmas[0].item(), sigmas[-1].item()
+    return Schedule(kind, low, high, 0.0, float(last), last + 1, zero_terminal_snr, to_sigma, to_time)
 
 
 def _cosine(kind: str, shift: float = 0.0, u_min: float = 0.001, u_max: float = 0.999) -> Schedule:
@@ -154,11 +173,24 @@ def _cosine(kind: str, shift: float = 0.0, u_min: float = 0.001, u_max: float = 
         return (sigma / scale).atan() * (2000 / math.pi)
 
     low, high = 1000 * u_min, 1000 * u_max
-    return Schedule(kind, to_sigma(_double(low)).item(), to_sigma(_double(high)).item(), low, high, None, False, to_sigma, to_time)
+    return Schedule(
+        kind,
+        to_sigma(_double(low)).item(),
+        to_sigma(_double(high)).item(),
+        low,
+        high,
+        None,
+        False,
+        to_sigma,
+        to_time,
+    )
 
 
 def _flow(kind: str) -> Schedule:
-    """x_t = (1 - t) x0 + t eps (Lipman et al. 2022, arXiv 2210.02747): sigma = t / (1 - t), time = 1000 t, t from 1/1000."""
+    """x_t = (1 - t) x0 + t eps: sigma = t / (1 - t), time = 1000 t, t from 1/1000.
+
+    Ref: Lipman et al. 2022, arXiv 2210.02747.
+    """
 
     def to_sigma(time: Tensor) -> Tensor:
         return time / (1000 - time)

@@ -1,8 +1,10 @@
-"""What every sampler shares: the Step it yields, the types it works on, and the split of a step into a smaller one plus noise.
+"""What every sampler shares: the Step it yields, the types it works on, and the split of a step into a
+smaller one plus noise.
 
-A sampler is a generator `sampler(denoise, x, sigmas, noise, **options)`. It takes one Step per interval of `sigmas`, asks `noise` in a
-fixed order for intervals that do not overlap, and holds no progress bar, random generator or device. Sigmas are Python floats throughout, so
-that nothing waits for a GPU; torch is imported for type checking only.
+A sampler is a generator `sampler(denoise, x, sigmas, noise, **options)`. It takes one Step per interval of
+`sigmas`, asks `noise` in a fixed order for intervals that do not overlap, and holds no progress bar, random
+generator or device. Sigmas are Python floats throughout, so that nothing waits for a GPU; torch is imported
+for type checking only.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def intervals(sigmas: Sequence[float] | Tensor) -> Iterator[tuple[int, float, fl
 def toward(x: Tensor, denoised: Tensor, ratio: float) -> Tensor:
     """Return x moved along the line to `denoised`, ratio = sigma_next / sigma of the noise left.
 
-    The same as x + (x - denoised) / sigma (sigma_next - sigma), without the cancellation at large sigma, and exact at sigma_next = 0.
+    The same as x + (x - denoised) / sigma (sigma_next - sigma), without the cancellation at large sigma, and
+    exact at sigma_next = 0.
     """
     return denoised + ratio * (x - denoised)
 

@@ -1,7 +1,9 @@
-"""Solvers of dx/dsigma = (x - D) / sigma that work on the slope: Euler, Heun, DPM2, linear multistep, and the ancestral family.
+"""Solvers of dx/dsigma = (x - D) / sigma that work on the slope: Euler, Heun, DPM2, linear multistep, and the
+ancestral family.
 
-In VE coordinates DDIM with eta, DDPM and Euler ancestral are one update, D + (sigma_down / sigma)(x - D) + sigma_up noise; they differ in
-the usual eta and grid. PLMS is Adams-Bashforth with constant coefficients on the same slope.
+In VE coordinates DDIM with eta, DDPM and Euler ancestral are one update, D + (sigma_down / sigma)(x - D) +
+sigma_up noise; they differ in the usual eta and grid. PLMS is Adams-Bashforth with constant coefficients on
+the same slope.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def ancestral(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0) -> Iterator[Step]:
-    """DDIM (eta 0), DDPM and Euler ancestral (eta 1): first order, with the share eta of the posterior's noise put back.
+def ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0
+) -> Iterator[Step]:
+    """DDIM (eta 0), DDPM and Euler ancestral (eta 1): first order, with the share eta of the posterior's
+    noise put back.
 
     Ref: Ho et al. 2020, arXiv 2006.11239, eq. 6-7; Song et al. 2020, arXiv 2010.02502, eq. 12 and 16.
     """
@@ -34,7 +39,8 @@ def ancestral(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise
 def lcm(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Step]:
     """Multistep consistency sampling: take the estimate, put all the noise back.
 
-    The boundary scaling of consistency models is left out: above time 20 it differs from the identity by less than 1e-5.
+    The boundary scaling of consistency models is left out: above time 20 it differs from the identity by less
+    than 1e-5.
     Ref: Song et al. 2023, arXiv 2303.01469, Alg. 1; Luo et al. 2023, arXiv 2310.04378, Alg. 3.
     """
     for index, sigma, sigma_next in intervals(sigmas):
@@ -46,7 +52,10 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> I
 
 @dataclass(frozen=True)
 class Churn:
-    """Noise put in before a step (Karras et al. 2022, Alg. 2): `amount` over the run, for low <= sigma <= high, scaled by `spread`."""
+    """Noise put in before a step: `amount` over the run, for low <= sigma <= high, scaled by `spread`.
+
+    Ref: Karras et al. 2022, arXiv 2206.00364, Alg. 2 (S_churn, S_tmin, S_tmax, S_noise).
+    """
 
     amount: float = 0.0
     low: float = 0.0
@@ -65,8 +74,10 @@ def _churned(x: Tensor, sigma: float, steps: int, noise: Noise, churn: Churn) ->
     return x + noise(raised, sigma) * (churn.spread * math.sqrt(raised**2 - sigma**2)), raised
 
 
-def euler(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, churn: Churn = NO_CHURN) -> Iterator[Step]:
-    """Euler's method, first order. Ref: Karras et al. 2022, arXiv 2206.00364, Alg. 2 without the correction."""
+def euler(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, churn: Churn = NO_CHURN
+) -> Iterator[Step]:
+    """Euler's method, first order. Ref: Karras et al. 2022, Alg. 2 without the correction."""
     for index, sigma, sigma_next in intervals(sigmas):
         x, sigma = _churned(x, sigma, len(sigmas) - 1, noise, churn)
         denoised = denoise(x, sigma)
@@ -74,7 +85,9 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *,
         yield Step(index, sigma_next, x, denoised)
 
 
-def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, churn: Churn = NO_CHURN) -> Iterator[Step]:
+def heun(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, churn: Churn = NO_CHURN
+) -> Iterator[Step]:
     """Heun's method, second order, two calls a step but the last. Ref: Karras et al. 2022, Alg. 1 and 2."""
     for index, sigma, sigma_next in intervals(sigmas):
         x, sigma = _churned(x, sigma, len(sigmas) - 1, noise, churn)
@@ -88,9 +101,16 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, 
 
 
 def dpm2(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 0.0, churn: Churn = NO_CHURN
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    eta: float = 0.0,
+    churn: Churn = NO_CHURN,
 ) -> Iterator[Step]:
-    """DPM-Solver-2 in sigma: the slope at the geometric middle, second order, two calls a step; eta > 0 is the ancestral form.
+    """DPM-Solver-2 in sigma: the slope at the geometric middle, second order, two calls a step; eta > 0 is
+    the ancestral form.
 
     Ref: Karras et al. 2022, Alg. 2 with the middle of Lu et al. 2022, arXiv 2206.00927, Alg. 1.
     """
@@ -110,7 +130,9 @@ def dpm2(
         yield Step(index, sigma_next, x, denoised)
 
 
-def lms(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 4) -> Iterator[Step]:
+def lms(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 4
+) -> Iterator[Step]:
     """Adams-Bashforth on the actual, uneven grid: the slopes' interpolating polynomial is integrated exactly.
 
     Ref: Hairer, Norsett & Wanner 1993, Solving ODEs I, III.5.
@@ -135,15 +157,23 @@ def lagrange_integrals(nodes: list[float], end: float) -> list[float]:
     weights = []
     for j, node in enumerate(nodes):
         others = nodes[:j] + nodes[j + 1 :]
-        weights.append(half * sum(math.prod((p - other) / (node - other) for other in others) for p in points))
+        weights.append(
+            half * sum(math.prod((p - other) / (node - other) for other in others) for p in points)
+        )
     return weights
 
 
-ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 
 
 def plms(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Step]:
-    """Pseudo linear multistep: four slopes with constant coefficients; the first step is Heun's, so n steps make n + 1 calls.
+    """Pseudo linear multistep: four slopes with constant coefficients; the first step is Heun's, so n steps
+    make n + 1 calls.
 
     Ref: Liu et al. 2022, arXiv 2202.09778, section 3.3 (the transfer part is exact in VE coordinates).
     """
@@ -155,6 +185,8 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> 
             x_next = toward(x, denoised, sigma_next / sigma)
             slope = (slopes[0] + (x_next - denoise(x_next, sigma_next)) / sigma_next) / 2
         else:
-            slope = sum(weight * past for weight, past in zip(ADAMS_BASHFORTH[len(slopes) - 1], slopes, strict=True))
+            slope = sum(
+                weight * past for weight, past in zip(ADAMS_BASHFORTH[len(slopes) - 1], slopes, strict=True)
+            )
         x = x + slope * (sigma_next - sigma)
         yield Step(index, sigma_next, x, denoised)

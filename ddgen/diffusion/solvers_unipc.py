@@ -1,10 +1,13 @@
-"""UniPC: a predictor and a corrector of any order that share one network call (Zhao et al. 2023, arXiv 2302.04867, Alg. 5-8).
+"""UniPC: a predictor and a corrector of any order that share one network call (Zhao et al. 2023, arXiv
+2302.04867, Alg. 5-8).
 
-In VE coordinates and with lambda = -ln sigma, h = ln(sigma / sigma_next), from the estimate D_0 at sigma and older ones D_k:
+In VE coordinates and with lambda = -ln sigma, h = ln(sigma / sigma_next), from the estimate D_0 at sigma and
+older ones D_k:
 
-    x_next = (sigma_next / sigma) x - (e^-h - 1) D_0 - B sum_k rho_k (D_k - D_0) / r_k,   r_k = (lambda_k - lambda_0) / h
+    x_next = (sigma_next / sigma) x - (e^-h - 1) D_0 - B sum_k rho_k (D_k - D_0) / r_k
+    r_k = (lambda_k - lambda_0) / h,   B = -h for "bh1", e^-h - 1 for "bh2"
 
-The corrector repeats the last step with the new estimate as one more point (r = 1). B = -h for "bh1", e^-h - 1 for "bh2".
+The corrector repeats the last step with the new estimate as one more point (r = 1).
 """
 
 from __future__ import annotations
@@ -23,7 +26,13 @@ Point = tuple[float, "Tensor"]
 
 
 def unipc(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 3, variant: str = "bh1"
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    order: int = 3,
+    variant: str = "bh1",
 ) -> Iterator[Step]:
     """UniPC of the given order, lower on the first and last steps; one call a step."""
     total = len(sigmas) - 1
@@ -40,8 +49,13 @@ def unipc(
         yield Step(index, sigma_next, x, denoised)
 
 
-def _advance(x: Tensor, points: list[Point], sigma_next: float, variant: str, new: Tensor | None = None) -> Tensor:
-    """Return x stepped from points[0] to sigma_next; `new` is the estimate there, which makes it the corrector."""
+def _advance(
+    x: Tensor, points: list[Point], sigma_next: float, variant: str, new: Tensor | None = None
+) -> Tensor:
+    """Return x stepped from points[0] to sigma_next.
+
+    new: the estimate at sigma_next, which makes this the corrector.
+    """
     sigma, denoised = points[0]
     base = toward(x, denoised, sigma_next / sigma)
     # At order 1 there is no sum; into sigma = 0 B would be infinite under bh1.

@@ -1,18 +1,21 @@
 """Where inference steps: a decreasing grid of sigmas made from a schedule, usually ending in 0.
 
-    name          levels above the end (n = steps; N trained times t = 0 .. N-1; i = 0 .. n-1)
-    karras        (a + i/(n-1) (b - a))^rho, a = sigma_max^(1/rho), b = sigma_min^(1/rho)     arXiv 2206.00364, eq. 5
+    name          levels above the end (n steps; N trained times t = 0 .. N-1; i = 0 .. n-1)
+    karras        (a + i/(n-1) (b - a))^rho, a = sigma_max^(1/rho), b = sigma_min^(1/rho)        [1, eq. 5]
     exponential   uniform in log sigma
-    linspace      t uniform from N-1 to 0 (also called uniform, normal)
+    linspace      t uniform from N-1 to 0 (also called uniform, normal)                          [2, table 2]
     sgm_uniform   the same with n+1 times, the last left out
-    leading       t = offset + (n-1-i) (N // n)                                               arXiv 2305.08891, table 2
-    trailing      t = round(N - i N/n) - 1                                                    arXiv 2305.08891, table 2
-    beta          t at the quantiles 1 - i/n of Beta(0.6, 0.6)                                arXiv 2407.12173
-    ays, ays_sdxl Align Your Steps: ten tabulated steps, log-linear for other n               arXiv 2404.14507
-    lcm           n of the 50 times that consistency distillation trained                     arXiv 2310.04378
+    leading       t = offset + (n-1-i) (N // n)                                                  [2, table 2]
+    trailing      t = round(N - i N/n) - 1                                                       [2, table 2]
+    beta          t at the quantiles 1 - i/n of Beta(0.6, 0.6)                                   [3]
+    ays, ays_sdxl Align Your Steps: ten tabulated steps, log-linear for other n                  [4]
+    lcm           n of the 50 times that consistency distillation trained                        [5]
 
-On a continuous schedule time runs over [time_min, time_max] and "leading" / "trailing" leave out the highest / the lowest of n+1 uniform
-times. Torch-free: the schedule does the tensor work.
+On a continuous schedule time runs over [time_min, time_max] and "leading" / "trailing" leave out the highest
+/ the lowest of n+1 uniform times. Torch-free: the schedule does the tensor work.
+
+Ref: [1] Karras et al. 2022, arXiv 2206.00364; [2] Lin et al. 2023, arXiv 2305.08891; [3] Lee et al. 2024,
+arXiv 2407.12173; [4] Sabour et al. 2024, arXiv 2404.14507; [5] Luo et al. 2023, arXiv 2310.04378.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ from ddgen.errors import UsageError, choose
 
 if TYPE_CHECKING:
     from ddgen.diffusion.schedule import Schedule
+
+
+# Times that consistency distillation trained (Luo et al. 2023).
+LCM_TIMES = 50
 
 
 @dataclass(frozen=True)
@@ -51,23 +58,35 @@ def make_grid(sigmas: Sequence[float]) -> Grid:
     The starting scale is sqrt(1 + sigma^2): the network then sees unit variance, whatever the first level.
 
     Raises:
-        UsageError: fewer than two levels, or levels that are not finite, positive (but the last) and strictly decreasing.
+        UsageError: fewer than two levels, or levels that are not finite, positive (but the last) and strictly
+        decreasing.
     """
     levels = tuple(float(sigma) for sigma in sigmas)
     if len(levels) < 2:
-        raise UsageError(f"a grid of sigmas needs at least two levels, not {len(levels)}", "end it with 0: 14.6,7.0,2.5,0")
+        raise UsageError(
+            f"a grid of sigmas needs at least two levels, not {len(levels)}", "end it with 0: 14.6,7.0,2.5,0"
+        )
     finite = all(math.isfinite(sigma) for sigma in levels)
     if not finite or levels[-1] < 0 or any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
-        raise UsageError("sigmas must be finite, strictly decreasing and not below 0", "for example 14.6,7.0,2.5,0")
+        raise UsageError(
+            "sigmas must be finite, strictly decreasing and not below 0", "for example 14.6,7.0,2.5,0"
+        )
     return Grid(levels, math.hypot(1.0, levels[0]))
 
 
-def make_spacing(name: str, schedule: Schedule, steps: int, *, end: str = "zero", **options: float) -> Grid:
+def make_spacing(
+    name: str, schedule: Schedule, steps: int, *, end: str = "zero", discard: bool = False, **options: float
+) -> Grid:
     """Return the grid of a named spacing; `steps` network calls for a first-order sampler.
 
-    end:     the last level: "zero", or "sigma_min" as DDIM and PNDM of Stable Diffusion have it (the level at time 0, where not already reached).
-    options: karras: rho, sigma_min, sigma_max. exponential: sigma_min, sigma_max. leading: offset (1 for Stable Diffusion).
-    `beta` may return fewer steps than asked for (quantiles that round to the same trained time are one).
+    end:     the last level: "zero", or "sigma_min" as DDIM and PNDM of Stable Diffusion have it (the level at
+             time 0, where not already reached).
+    discard: make one step more and leave out the level before the end, which is a long step in log sigma that
+             some samplers extrapolate badly over (SamplerInfo.discard); where the spacing has no step to
+             spare, nothing is left out.
+    options: karras: rho, sigma_min, sigma_max. exponential: sigma_min, sigma_max. leading: offset (1 for
+    Stable Diffusion). `beta` may return fewer steps than asked for (quantiles that round to the same trained
+    time are one).
 
     Raises:
         UsageError: unknown name, steps < 1, or steps or a schedule that the spacing cannot serve.
@@ -75,24 +94,40 @@ def make_spacing(name: str, schedule: Schedule, steps: int, *, end: str = "zero"
     name = spacing_name(name)
     if steps < 1:
         raise UsageError(f"steps must be at least 1, not {steps}", "--steps 20")
-    levels = SPACINGS[name](schedule, steps, **options)
+    most = LCM_TIMES if name == "lcm" else schedule.steps
+    spare = discard and steps > 1 and (most is None or steps < most)
+    levels = SPACINGS[name](schedule, steps + spare, **options)
+    levels = levels[:-1] if spare else levels
     if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
-        raise UsageError(f"spacing '{name}' cannot give {steps} different steps on this model", "--spacing linspace")
+        raise UsageError(
+            f"spacing '{name}' cannot give {steps} different steps on this model", "--spacing linspace"
+        )
     if end == "sigma_min":
-        last = [] if len(levels) > 1 and levels[-1] <= schedule.sigma_min * (1 + 1e-9) else [schedule.sigma_min]
+        last = (
+            [] if len(levels) > 1 and levels[-1] <= schedule.sigma_min * (1 + 1e-9) else [schedule.sigma_min]
+        )
         return make_grid([*levels, *last])
     return make_grid([*levels, 0.0])
 
 
 def _karras(
-    schedule: Schedule, steps: int, *, rho: float = 7.0, sigma_min: float | None = None, sigma_max: float | None = None
+    schedule: Schedule,
+    steps: int,
+    *,
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
 ) -> list[float]:
     low = schedule.sigma_min if sigma_min is None else sigma_min
     high = schedule.sigma_max if sigma_max is None else sigma_max
-    return [(high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho for ramp in _ramp(steps)]
+    return [
+        (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho for ramp in _ramp(steps)
+    ]
 
 
-def _exponential(schedule: Schedule, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None) -> list[float]:
+def _exponential(
+    schedule: Schedule, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
+) -> list[float]:
     low = math.log(schedule.sigma_min if sigma_min is None else sigma_min)
     high = math.log(schedule.sigma_max if sigma_max is None else sigma_max)
     return [math.exp(high + ramp * (low - high)) for ramp in _ramp(steps)]
@@ -108,7 +143,9 @@ def _sgm_uniform(schedule: Schedule, steps: int) -> list[float]:
 
 def _leading(schedule: Schedule, steps: int, *, offset: float = 1) -> list[float]:
     if steps == 1:
-        raise UsageError("spacing 'leading' with 1 step would start at the lowest noise level", "--spacing trailing")
+        raise UsageError(
+            "spacing 'leading' with 1 step would start at the lowest noise level", "--spacing trailing"
+        )
     if schedule.steps is None:
         return _at(schedule, [(i + 1) / steps for i in range(steps)])
     stride = _stride("leading", schedule.steps, steps)
@@ -132,7 +169,7 @@ def _beta(schedule: Schedule, steps: int, *, alpha: float = 0.6, beta: float = 0
     return [schedule.sigma(time) for time in times]
 
 
-def _lcm(schedule: Schedule, steps: int, *, trained: int = 50) -> list[float]:
+def _lcm(schedule: Schedule, steps: int, *, trained: int = LCM_TIMES) -> list[float]:
     if steps > trained:
         raise UsageError(f"spacing 'lcm' has at most {trained} steps, not {steps}", f"--steps {trained}")
     kept = [math.floor(i * trained / steps) for i in range(steps)]
@@ -173,7 +210,9 @@ def _ramp(steps: int) -> list[float]:
 
 def _stride(name: str, trained: int, steps: int) -> int:
     if steps > trained:
-        raise UsageError(f"spacing '{name}' has at most the {trained} trained steps, not {steps}", f"--steps {trained}")
+        raise UsageError(
+            f"spacing '{name}' has at most the {trained} trained steps, not {steps}", f"--steps {trained}"
+        )
     return trained // steps
 
 
