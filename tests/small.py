@@ -1,4 +1,5 @@
-"""Small checkpoints of every family with random weights, as single files whose keys are written here by hand, not by the key table."""
+"""Small checkpoints of every family with random weights, as single files whose keys are written here by hand,
+not by the key table."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,19 @@ from ddgen.text.config import CLIPConfig
 from ddgen.weights.arch import FAMILIES, Arch
 from ddgen.weights.spec import Defaults, Spec
 
-FAMILY_NAMES = ("SD15", "SD15_INPAINT", "IP2P", "SD15_LCM", "SD21", "SDXL", "REFINER", "SSD1B", "VEGA", "SMALL_SD", "TINY_SD")
+FAMILY_NAMES = (
+    "SD15",
+    "SD15_INPAINT",
+    "IP2P",
+    "SD15_LCM",
+    "SD21",
+    "SDXL",
+    "REFINER",
+    "SSD1B",
+    "VEGA",
+    "SMALL_SD",
+    "TINY_SD",
+)
 DEPTHS = {10: 3, 4: 2, 2: 1, 1: 1, 0: 0, None: None}
 PROJECTION = 32
 
@@ -56,12 +69,20 @@ def small_arch(name: str, vocab: int = 1000) -> Arch:
 
 
 def small_spec(name: str, vocab: int = 1000) -> Spec:
-    return Spec("small", small_arch(name, vocab), prediction="v" if name == "SD21" else "eps", defaults=Defaults(width=64, height=64))
+    return Spec(
+        "small",
+        small_arch(name, vocab),
+        prediction="v" if name == "SD21" else "eps",
+        defaults=Defaults(width=64, height=64),
+    )
 
 
 def modules(arch: Arch, seed: int = 0) -> dict[str, torch.nn.Module]:
     """Our modules with random weights, by part."""
-    made: dict[str, torch.nn.Module] = {"unet": UNet(arch.unet), "first_stage": AutoencoderKL(arch.first_stage)}
+    made: dict[str, torch.nn.Module] = {
+        "unet": UNet(arch.unet),
+        "first_stage": AutoencoderKL(arch.first_stage),
+    }
     made |= {f"text.{i}": CLIPTextModel(tower.config) for i, tower in enumerate(arch.text)}
     return {name: redraw(module, seed + i).eval() for i, (name, module) in enumerate(made.items())}
 
@@ -72,7 +93,10 @@ def ldm_keys(arch: Arch, parts: dict[str, torch.nn.Module]) -> dict[str, torch.T
     state |= {f"first_stage_model.{name}": value for name, value in parts["first_stage"].state_dict().items()}
     for i, tower in enumerate(arch.text):
         held = parts[f"text.{i}"].state_dict()
-        state |= {tower.prefix + name: value for name, value in (openclip(held) if tower.layout == "openclip" else held).items()}
+        state |= {
+            tower.prefix + name: value
+            for name, value in (openclip(held) if tower.layout == "openclip" else held).items()
+        }
     return {name: value.clone().contiguous() for name, value in state.items()}
 
 
@@ -85,7 +109,12 @@ def openclip(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "ln_final.bias": held["final_layer_norm.bias"],
         "text_projection": held["text_projection.weight"].T,
     }
-    pairs = (("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("self_attn.out_proj", "attn.out_proj"), ("mlp.fc1", "mlp.c_fc"))
+    pairs = (
+        ("layer_norm1", "ln_1"),
+        ("layer_norm2", "ln_2"),
+        ("self_attn.out_proj", "attn.out_proj"),
+        ("mlp.fc1", "mlp.c_fc"),
+    )
     layers = {name.split(".")[2] for name in held if name.startswith("encoder.layers.")}
     for n in layers:
         here, there = f"encoder.layers.{n}.", f"transformer.resblocks.{n}."
@@ -97,7 +126,16 @@ def openclip(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def small_file(path: Path, name: str, *, dtype: torch.dtype = torch.float32, metadata=None, extra=None, vocab: int = 1000, seed: int = 0):
+def small_file(
+    path: Path,
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    metadata=None,
+    extra=None,
+    vocab: int = 1000,
+    seed: int = 0,
+):
     """Write a family's small checkpoint; return its Arch and our modules."""
     arch = small_arch(name, vocab)
     parts = modules(arch, seed)

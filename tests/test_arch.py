@@ -1,4 +1,5 @@
-"""Architectures: full-size families on `meta` have the published numbers of parameters and tensors; strangers' JSON is held to limits."""
+"""Architectures: full-size families on `meta` have the published numbers of parameters and tensors;
+strangers' JSON is held to limits."""
 
 import json
 from dataclasses import replace
@@ -92,7 +93,9 @@ def test_text_towers_have_the_published_counts(config, expected):
     assert counts(meta(CLIPTextModel, config)) == expected
 
 
-@pytest.mark.parametrize("tower", [*arch.SD15.text, *arch.SD21.text, *arch.SDXL.text], ids=["sd1", "sd2", "xl0", "xl1"])
+@pytest.mark.parametrize(
+    "tower", [*arch.SD15.text, *arch.SD21.text, *arch.SDXL.text], ids=["sd1", "sd2", "xl0", "xl1"]
+)
 def test_text_towers_are_recognised_from_shapes(tower):
     found = tower_spec(shapes(meta(CLIPTextModel, tower.config)), tower.prefix, tower.layout, (tower,))
     assert found == tower
@@ -100,7 +103,11 @@ def test_text_towers_are_recognised_from_shapes(tower):
 
 def test_a_single_file_of_each_family_has_the_published_size():
     def size(family, element):
-        parts = [meta(UNet, family.unet), meta(AutoencoderKL, family.first_stage), *(meta(CLIPTextModel, t.config) for t in family.text)]
+        parts = [
+            meta(UNet, family.unet),
+            meta(AutoencoderKL, family.first_stage),
+            *(meta(CLIPTextModel, t.config) for t in family.text),
+        ]
         return sum(counts(part)[0] for part in parts) * element / 1e9
 
     assert size(arch.SD15, 4) == pytest.approx(4.265, abs=0.001)
@@ -187,11 +194,21 @@ def test_an_impossible_architecture_is_refused(path, value, words):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-PATHS = [("unet",), ("first_stage",), ("text",), ("vector_ids",), *(("unet", key) for key in arch_to_json(SMALL)["unet"])]
+PATHS = [
+    ("unet",),
+    ("first_stage",),
+    ("text",),
+    ("vector_ids",),
+    *(("unet", key) for key in arch_to_json(SMALL)["unet"]),
+]
 
 
 @settings(max_examples=400, deadline=None)

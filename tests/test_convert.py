@@ -1,4 +1,5 @@
-"""Between layouts: what we convert, diffusers and transformers load, and compute the same with; there and back nothing changes."""
+"""Between layouts: what we convert, diffusers and transformers load, and compute the same with; there and
+back nothing changes."""
 
 from dataclasses import replace
 
@@ -8,12 +9,12 @@ from referees import TOLERANCE, distance, draw
 from safetensors.torch import load_file
 from small import FAMILY_NAMES, PROJECTION, ldm_keys, small_file, small_spec
 
-from ddgen.weights import convert
+from ddgen.text.tokens import Tokenizer
+from ddgen.weights import convert, export
+from ddgen.weights.arch import FAMILIES
 from ddgen.weights.checkpoint import load_module, open_checkpoint
 from ddgen.weights.export import folder_tower
 from ddgen.weights.folder import read_folder, unet_from
-from ddgen.weights.arch import FAMILIES
-from ddgen.weights import export
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -40,18 +41,27 @@ def vector_arguments(arch):
     """The pooled text and the ids as diffusers takes them, and the vector as we do."""
     if not arch.vector_ids:
         return {}, None
-    pooled, ids = draw(2, PROJECTION, seed=3), torch.tensor([[64.0, 48, 0, 8, 64, 48], [32.0, 32, 1, 0, 32, 16]], dtype=torch.float64)
+    pooled, ids = (
+        draw(2, PROJECTION, seed=3),
+        torch.tensor([[64.0, 48, 0, 8, 64, 48], [32.0, 32, 1, 0, 32, 16]], dtype=torch.float64),
+    )
     ids = ids[:, : len(arch.vector_ids)]
-    half = torch.exp(-torch.log(torch.tensor(10_000.0, dtype=torch.float64)) * torch.arange(128, dtype=torch.float64) / 128)
+    half = torch.exp(
+        -torch.log(torch.tensor(10_000.0, dtype=torch.float64)) * torch.arange(128, dtype=torch.float64) / 128
+    )
     angles = ids[..., None] * half
     sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1)
-    return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}, torch.cat([pooled, sinusoid], dim=1)
+    return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}, torch.cat(
+        [pooled, sinusoid], dim=1
+    )
 
 
 @torch.no_grad()
 def test_the_unet_of_the_folder_is_diffusers(converted):
     arch, parts, _, folder, _ = converted
-    theirs = diffusers.UNet2DConditionModel.from_pretrained(folder / "many", subfolder="unet", torch_dtype=torch.float64).eval()
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(
+        folder / "many", subfolder="unet", torch_dtype=torch.float64
+    ).eval()
     x, time, context = unet_arguments(arch)
     extra, vector = vector_arguments(arch)
     ours = parts["unet"].double()(x, time, context, vector)
@@ -62,7 +72,9 @@ def test_the_unet_of_the_folder_is_diffusers(converted):
 @torch.no_grad()
 def test_the_autoencoder_of_the_folder_is_diffusers(converted):
     arch, parts, _, folder, _ = converted
-    theirs = diffusers.AutoencoderKL.from_pretrained(folder / "many", subfolder="vae", torch_dtype=torch.float64).eval()
+    theirs = diffusers.AutoencoderKL.from_pretrained(
+        folder / "many", subfolder="vae", torch_dtype=torch.float64
+    ).eval()
     latents = draw(1, 4, 8, 8, seed=4)
     scale = arch.first_stage.scale_factor
     assert theirs.config.scaling_factor == scale
@@ -74,7 +86,11 @@ def test_the_autoencoder_of_the_folder_is_diffusers(converted):
 def test_the_text_encoders_of_the_folder_are_transformers(converted):
     arch, parts, _, folder, _ = converted
     ids = torch.randint(0, 999, (2, 77), generator=torch.Generator().manual_seed(5))
-    for i, name in enumerate(("text_encoder_2",) if arch.name == "REFINER" else ("text_encoder", "text_encoder_2")[: len(arch.text)]):
+    for i, name in enumerate(
+        ("text_encoder_2",)
+        if arch.name == "REFINER"
+        else ("text_encoder", "text_encoder_2")[: len(arch.text)]
+    ):
         tower = arch.text[i]
         cls = transformers.CLIPTextModelWithProjection if tower.pooled else transformers.CLIPTextModel
         theirs = cls.from_pretrained(folder / "many" / name, dtype=torch.float64).eval()
@@ -92,10 +108,14 @@ def test_the_single_file_is_loaded_by_diffusers_as_the_folder_is(converted):
     arch, _, _, folder, _ = converted
     options = {"config": str(folder / "many"), "torch_dtype": torch.float64, "local_files_only": True}
     for cls, subfolder in ((diffusers.UNet2DConditionModel, "unet"), (diffusers.AutoencoderKL, "vae")):
-        if subfolder == "unet" and arch.name in ("SD15_LCM", "TINY_SD"):
-            continue  # their key has no published name in single files; diffusers' converter needs a middle block
-        single = cls.from_single_file(str(folder / "one.safetensors"), subfolder=subfolder, **options).state_dict()
-        many = cls.from_pretrained(folder / "many", subfolder=subfolder, torch_dtype=torch.float64).state_dict()
+        if subfolder == "unet" and arch.name == "SD15_LCM":
+            continue  # diffusers' converter leaves the guidance embedding out
+        single = cls.from_single_file(
+            str(folder / "one.safetensors"), subfolder=subfolder, **options
+        ).state_dict()
+        many = cls.from_pretrained(
+            folder / "many", subfolder=subfolder, torch_dtype=torch.float64
+        ).state_dict()
         assert single.keys() == many.keys()
         assert all(torch.equal(single[key], many[key]) for key in many)
 
@@ -104,7 +124,10 @@ def test_what_the_folder_does_not_hold_is_named(converted):
     arch, _, _, _, report = converted
     if arch.name == "SD21":
         assert len(report.dropped) == 17 and "text.0: text_projection.weight" in report.dropped
-        assert all(name.startswith(("text.0: encoder.layers.2.", "text.0: text_projection")) for name in report.dropped)
+        assert all(
+            name.startswith(("text.0: encoder.layers.2.", "text.0: text_projection"))
+            for name in report.dropped
+        )
     else:
         assert report.dropped == ()
 
@@ -142,6 +165,29 @@ def test_config_files_of_full_size_families_come_back(name):
     assert unet_from(export.unet_config(FAMILIES[name])) == FAMILIES[name].unet
 
 
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # within diffusers' schedulers
+@pytest.mark.parametrize("name", ["SD15", "SDXL"])
+def test_the_folder_is_a_pipeline_of_diffusers_with_our_tokens(name, tmp_path):
+    small_file(tmp_path / "one.safetensors", name, vocab=49408)
+    convert.to_folder(
+        open_checkpoint(tmp_path / "one.safetensors"), small_spec(name, 49408), tmp_path / "many"
+    )
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "many")
+    assert (
+        type(pipeline).__name__
+        == {"SD15": "StableDiffusionPipeline", "SDXL": "StableDiffusionXLPipeline"}[name]
+    )
+    prompt = "a photo of an astronaut, 8k (best)"
+    for tokenizer, pad in ((pipeline.tokenizer, 49407), (getattr(pipeline, "tokenizer_2", None), 0)):
+        if tokenizer is not None:
+            ids = tokenizer(prompt, padding="max_length", max_length=77).input_ids
+            assert [ids] == Tokenizer().chunks(prompt, pad)
+    picture = pipeline(prompt, num_inference_steps=2, width=64, height=64, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3)
+
+
 def test_half_precision_is_kept_or_asked_for(tmp_path):
     small_file(tmp_path / "one.safetensors", "SD15", dtype=torch.bfloat16)
     found, spec = open_checkpoint(tmp_path / "one.safetensors"), small_spec("SD15")
@@ -156,7 +202,9 @@ def test_half_precision_is_kept_or_asked_for(tmp_path):
 @torch.no_grad()
 def test_a_folder_in_shards_is_one_model(converted, tmp_path):
     arch, parts, _, folder, _ = converted
-    theirs = diffusers.UNet2DConditionModel.from_pretrained(folder / "many", subfolder="unet", torch_dtype=torch.float64)
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(
+        folder / "many", subfolder="unet", torch_dtype=torch.float64
+    )
     theirs.save_pretrained(tmp_path / "unet", max_shard_size="1MB")
     assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 1
     found = open_checkpoint(tmp_path)

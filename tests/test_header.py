@@ -34,7 +34,11 @@ BAD = {
     "empty": (b"", "model.empty", "is empty (0 bytes)"),
     "seven bytes": (b"1234567", "model.truncated", "ends inside its header"),
     "length beyond the file": (struct.pack("<Q", 900) + b"{}", "model.truncated", "ends inside its header"),
-    "huge header": (struct.pack("<Q", MAX_HEADER + 8) + b"{" + bytes(MAX_HEADER + 16), "model.limit", "the limit is 8388608"),
+    "huge header": (
+        struct.pack("<Q", MAX_HEADER + 8) + b"{" + bytes(MAX_HEADER + 16),
+        "model.limit",
+        "the limit is 8388608",
+    ),
     "not JSON": (file_bytes(b'{"a": }'), "model.header", "not JSON (at byte 6)"),
     "not UTF-8": (file_bytes(b'{"\xff": 1}'), "model.header", "not UTF-8"),
     "NaN": (file_bytes(b'{"a": NaN}'), "model.header", "holds NaN"),
@@ -46,33 +50,75 @@ BAD = {
         "model.header",
         "lists key 'dtype' twice",
     ),
-    "metadata of numbers": (file_bytes({"__metadata__": {"a": 1}}), "model.header", "metadata that is not text"),
+    "metadata of numbers": (
+        file_bytes({"__metadata__": {"a": 1}}),
+        "model.header",
+        "metadata that is not text",
+    ),
     "too many": (
-        file_bytes({str(i): entry([1], i, i + 1, "U8") for i in range(MAX_TENSORS + 1)}, bytes(MAX_TENSORS + 1)),
+        file_bytes(
+            {str(i): entry([1], i, i + 1, "U8") for i in range(MAX_TENSORS + 1)}, bytes(MAX_TENSORS + 1)
+        ),
         "model.limit",
         "lists 32769 tensors",
     ),
-    "escape in a name": (file_bytes({"\x1b[2J": entry([2], 0, 8)}, bytes(8)), "model.name", r"names a tensor '\x1b[2J'"),
+    "escape in a name": (
+        file_bytes({"\x1b[2J": entry([2], 0, 8)}, bytes(8)),
+        "model.name",
+        r"names a tensor '\x1b[2J'",
+    ),
     "empty name": (file_bytes({"": entry([2], 0, 8)}, bytes(8)), "model.name", "names a tensor ''"),
     "long name": (file_bytes({"n" * 257: entry([2], 0, 8)}, bytes(8)), "model.name", "names a tensor"),
     "lone surrogate": (file_bytes(b'{"\\ud800": {}}'), "model.name", "names a tensor"),
-    "no offsets": (file_bytes({"a": {"dtype": "F32", "shape": [1]}}), "model.header", "describes tensor 'a' wrongly"),
+    "no offsets": (
+        file_bytes({"a": {"dtype": "F32", "shape": [1]}}),
+        "model.header",
+        "describes tensor 'a' wrongly",
+    ),
     "a number as entry": (file_bytes({"a": 3}), "model.header", "describes tensor 'a' wrongly"),
-    "unknown dtype": (file_bytes({"a": entry([2], 0, 8, "F31")}, bytes(8)), "model.dtype", "unknown type 'F31'"),
+    "unknown dtype": (
+        file_bytes({"a": entry([2], 0, 8, "F31")}, bytes(8)),
+        "model.dtype",
+        "unknown type 'F31'",
+    ),
     "rank 9": (file_bytes({"a": entry([1] * 9, 0, 4)}, bytes(4)), "model.shape", "at most 8 whole numbers"),
     "negative side": (file_bytes({"a": entry([-1], 0, 4)}, bytes(4)), "model.shape", "whole numbers"),
     "side of true": (file_bytes({"a": entry([True], 0, 4)}, bytes(4)), "model.shape", "whole numbers"),
     "side of 1.0": (file_bytes({"a": entry([1.0], 0, 4)}, bytes(4)), "model.shape", "whole numbers"),
     "zero side": (file_bytes({"a": entry([0, 2**62], 0, 0)}), "model.shape", "a side of 0"),
     "zero side, rank 1": (file_bytes({"a": entry([0], 0, 0)}), "model.shape", "a side of 0"),
-    "overflowing shape": (file_bytes({"a": entry([2**62, 4], 0, 0)}), "model.offsets", "its shape asks for another number"),
-    "offsets reversed": (file_bytes({"a": entry([1], 4, 0)}, bytes(4)), "model.offsets", "places tensor 'a' wrongly"),
-    "wrong size": (file_bytes({"a": entry([2], 0, 4)}, bytes(4)), "model.offsets", "gives tensor 'a' 4 bytes"),
-    "overlap": (file_bytes({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)), "model.overlap", "'b' over another"),
-    "hole": (file_bytes({"a": entry([2], 0, 8), "b": entry([2], 12, 20)}, bytes(20)), "model.gap", "a gap of 4 bytes"),
+    "overflowing shape": (
+        file_bytes({"a": entry([2**62, 4], 0, 0)}),
+        "model.offsets",
+        "its shape asks for another number",
+    ),
+    "offsets reversed": (
+        file_bytes({"a": entry([1], 4, 0)}, bytes(4)),
+        "model.offsets",
+        "places tensor 'a' wrongly",
+    ),
+    "wrong size": (
+        file_bytes({"a": entry([2], 0, 4)}, bytes(4)),
+        "model.offsets",
+        "gives tensor 'a' 4 bytes",
+    ),
+    "overlap": (
+        file_bytes({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
+        "model.overlap",
+        "'b' over another",
+    ),
+    "hole": (
+        file_bytes({"a": entry([2], 0, 8), "b": entry([2], 12, 20)}, bytes(20)),
+        "model.gap",
+        "a gap of 4 bytes",
+    ),
     "truncated": (file_bytes(GOOD, DATA[:-2]), "model.truncated", "ends 2 bytes early (tensor 'b')"),
     "trailing": (file_bytes(GOOD, DATA + b"PK"), "model.trailing", "has 2 bytes behind its last tensor"),
-    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "model.not-safetensors", "a Git LFS pointer"),
+    "LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+        "model.not-safetensors",
+        "a Git LFS pointer",
+    ),
     "HTML": (b"\n<!DOCTYPE html><html>...</html>", "model.not-safetensors", "a web page"),
     "zip": (b"PK\x03\x04" + bytes(60), "model.not-safetensors", "a zip archive"),
     "pickle": (b"\x80\x02}q\x00." + bytes(60), "model.not-safetensors", "a Python pickle"),
@@ -99,7 +145,10 @@ def test_a_good_file(tmp_path):
     path.write_bytes(file_bytes(GOOD | {"__metadata__": {"who": "me"}}, DATA, pad=3))
     header = read_header(path)
     assert header.metadata == {"who": "me"} and header.size == path.stat().st_size
-    assert {name: (info.shape, info.stop - info.start) for name, info in header.tensors.items()} == {"a": ((2,), 8), "b": ((1, 2), 8)}
+    assert {name: (info.shape, info.stop - info.start) for name, info in header.tensors.items()} == {
+        "a": ((2,), 8),
+        "b": ((1, 2), 8),
+    }
 
 
 def test_markers_may_be_empty(tmp_path):
@@ -136,7 +185,10 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
 @given(
     st.dictionaries(
         st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=20),
-        st.tuples(st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.int64]), st.lists(st.integers(1, 4), max_size=4)),
+        st.tuples(
+            st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.int64]),
+            st.lists(st.integers(1, 4), max_size=4),
+        ),
         min_size=1,
         max_size=6,
     )

@@ -1,8 +1,10 @@
 """Spec -> Pipeline: build on meta, load strictly, place on device and dtype.
 
-    U-Net         the compute dtype: bf16 or fp16 on GPUs that have it, bf16 on CPUs with native bf16 where it pays, else float32
+    U-Net         the compute dtype: bf16 or fp16 on GPUs that have it, bf16 on CPUs with native bf16 where it
+    pays, else float32
     text towers   float16 beside a half-precision U-Net on a GPU, else float32
-    first stage   float32 always: the autoencoder of SDXL overflows in float16, and 8-bit pixels do not survive bf16
+    first stage   float32 always: the autoencoder of SDXL overflows in float16, and 8-bit pixels do not
+    survive bf16
 
 Every tensor is read once, from the file into the memory it stays in.
 """
@@ -17,8 +19,9 @@ from ddgen.app.pipeline import FirstStage, Pipeline, TextEncoder
 from ddgen.diffusion.denoiser import Denoiser
 from ddgen.diffusion.schedule import make_schedule
 from ddgen.errors import ModelError, ResourceError, UsageError
-from ddgen.nets.config import FirstStageConfig, KLConfig, PatchConfig, TinyConfig
+from ddgen.nets.config import FirstStageConfig, KLConfig, PatchConfig
 from ddgen.nets.unet import UNet
+from ddgen.weights.arch import Arch
 from ddgen.weights.checkpoint import Checkpoint, load_module, open_checkpoint, read_tensors
 from ddgen.weights.digest import digest
 from ddgen.weights.spec import Spec
@@ -29,7 +32,9 @@ TEXT_BACKENDS = ("native", "transformers", "open_clip")
 LARGE = 100_000_000  # parameters; below, half precision saves nothing on a CPU
 
 
-def assemble(spec: Spec, *, device: str = "auto", dtype: str = "auto", text_backend: str = "native") -> Pipeline:
+def assemble(
+    spec: Spec, *, device: str = "auto", dtype: str = "auto", text_backend: str = "native"
+) -> Pipeline:
     """Load a Spec's weights and return the Pipeline that samples from them.
 
     Raises:
@@ -45,10 +50,21 @@ def assemble(spec: Spec, *, device: str = "auto", dtype: str = "auto", text_back
         digests = pool.submit(lambda: {header.path.name: digest(header.path) for header in found.headers})
         network = load_unet(spec, found, compute, place)
         stage = load_first_stage(spec.arch.first_stage, found, torch.float32, place)
-        text = load_text(spec, found, text_backend, torch.float16 if _half_gpu(compute, place) else torch.float32, place)
-    denoiser = Denoiser(network, spec.prediction, make_schedule(spec.schedule), spec.x0_clamp, compute, spec.sigma_data)
+        text = load_text(
+            spec, found, text_backend, torch.float16 if _half_gpu(compute, place) else torch.float32, place
+        )
+    denoiser = Denoiser(
+        network, spec.prediction, make_schedule(spec.schedule), spec.x0_clamp, compute, spec.sigma_data
+    )
     named = digests.result()
-    return Pipeline(spec, text, denoiser, stage, place, {"model": next(iter(named.values()))} if len(named) == 1 else named)
+    return Pipeline(
+        spec,
+        text,
+        denoiser,
+        stage,
+        place,
+        {"model": next(iter(named.values()))} if len(named) == 1 else named,
+    )
 
 
 def local_path(spec: Spec) -> Path:
@@ -58,7 +74,11 @@ def local_path(spec: Spec) -> Path:
         ModelError: they are not here.
     """
     if spec.source.path is None:
-        raise ModelError(f"model '{spec.name}' is not on this machine", f"get it with: ddgen models pull {spec.name}", id="model.absent")
+        raise ModelError(
+            f"model '{spec.name}' is not on this machine",
+            f"get it with: ddgen models pull {spec.name}",
+            id="model.absent",
+        )
     return spec.source.path
 
 
@@ -70,7 +90,9 @@ def choose_device(device: str) -> torch.device:
     """
     kind, _, number = device.partition(":")
     if kind not in DEVICES or (number and not (kind == "cuda" and number.isdigit())):
-        raise UsageError(f"unknown device '{device}'", "one of: " + ", ".join(DEVICES) + ", cuda:N", id="usage.device")
+        raise UsageError(
+            f"unknown device '{device}'", "one of: " + ", ".join(DEVICES) + ", cuda:N", id="usage.device"
+        )
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         kind = "cuda" if cuda else "mps" if mps else "cpu"
@@ -78,7 +100,9 @@ def choose_device(device: str) -> torch.device:
         which = f"no CUDA device {number}" if cuda else "no CUDA device"
         raise ResourceError(f"--device {device}: {which} found", "use --device cpu", id="resource.device")
     if kind == "mps" and not mps:
-        raise ResourceError("--device mps: this machine has no Metal device", "use --device cpu", id="resource.device")
+        raise ResourceError(
+            "--device mps: this machine has no Metal device", "use --device cpu", id="resource.device"
+        )
     return torch.device(kind, int(number)) if number else torch.device(kind)
 
 
@@ -92,7 +116,9 @@ def choose_dtype(dtype: str, device: torch.device, spec: Spec, found: Checkpoint
     """
     if dtype != "auto":
         if dtype not in DTYPES:
-            raise UsageError(f"unknown dtype '{dtype}'", "one of: auto, " + ", ".join(DTYPES), id="usage.dtype")
+            raise UsageError(
+                f"unknown dtype '{dtype}'", "one of: auto, " + ", ".join(DTYPES), id="usage.dtype"
+            )
         return DTYPES[dtype]
     if isinstance(spec.arch.first_stage, PatchConfig):
         return torch.float32
@@ -101,18 +127,49 @@ def choose_dtype(dtype: str, device: torch.device, spec: Spec, found: Checkpoint
         return torch.bfloat16 if native >= (8, 0) else torch.float16 if native >= (6, 0) else torch.float32
     if device.type == "mps":
         return torch.float16
-    size = sum(stored.header.tensors[stored.take.names[0]].count for stored in found.parts.get("unet", {}).values())
+    size = sum(
+        stored.header.tensors[stored.take.names[0]].count for stored in found.parts.get("unet", {}).values()
+    )
     return torch.bfloat16 if size >= LARGE and cpu_has_bf16() else torch.float32
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 natively; without, bf16 is emulated and many times slower than float32."""
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    """Whether this CPU multiplies bf16 natively; without, bf16 is emulated and many times slower than
+    float32."""
+    probes = (
+        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     return any(probe is not None and bool(probe()) for probe in probes)
 
 
 def _half_gpu(compute: torch.dtype, device: torch.device) -> bool:
     return compute != torch.float32 and device.type != "cpu"
+
+
+def part_modules(arch: Arch) -> dict[str, nn.Module]:
+    """Return the modules of an architecture that have weights, by part; build it under
+    `torch.device("meta")`."""
+    from ddgen.text.clip import CLIPTextModel
+
+    made: dict[str, nn.Module] = {"unet": UNet(arch.unet)}
+    if not isinstance(arch.first_stage, PatchConfig):
+        made["first_stage"] = make_first_stage(arch.first_stage)
+    return made | {f"text.{i}": CLIPTextModel(tower.config) for i, tower in enumerate(arch.text)}
+
+
+def make_first_stage(config: FirstStageConfig) -> nn.Module:
+    """Return the first stage of a configuration."""
+    if isinstance(config, PatchConfig):
+        from ddgen.nets.patch import PatchStage
+
+        return PatchStage(config)
+    if isinstance(config, KLConfig):
+        from ddgen.nets.vae import AutoencoderKL
+
+        return AutoencoderKL(config)
+    from ddgen.nets.taesd import TinyAutoencoder
+
+    return TinyAutoencoder(config)
 
 
 def load_unet(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.device) -> UNet:
@@ -127,32 +184,25 @@ def load_unet(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.d
     return network
 
 
-def load_first_stage(config: FirstStageConfig, found: Checkpoint, dtype: torch.dtype, device: torch.device) -> FirstStage:
+def load_first_stage(
+    config: FirstStageConfig, found: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> FirstStage:
     """Build the first stage of a Spec and load it; one of patches has no weights.
 
     Raises:
         ModelError: the checkpoint has none, or one of another shape.
     """
     if isinstance(config, PatchConfig):
-        from ddgen.nets.patch import PatchStage
-
-        return PatchStage(config)
-    stage: nn.Module
+        return make_first_stage(config)  # type: ignore[return-value]
     with torch.device("meta"):
-        if isinstance(config, KLConfig):
-            from ddgen.nets.vae import AutoencoderKL
-
-            stage = AutoencoderKL(config)
-        else:
-            assert isinstance(config, TinyConfig)
-            from ddgen.nets.taesd import TinyAutoencoder
-
-            stage = TinyAutoencoder(config)
+        stage = make_first_stage(config)
     load_module(stage, found.part("first_stage"), dtype=dtype, device=device, name="first_stage")
     return stage  # type: ignore[return-value]
 
 
-def load_text(spec: Spec, found: Checkpoint, backend: str, dtype: torch.dtype, device: torch.device) -> TextEncoder:
+def load_text(
+    spec: Spec, found: Checkpoint, backend: str, dtype: torch.dtype, device: torch.device
+) -> TextEncoder:
     """Build the text towers of a Spec, with our own modules or through a library, and load them.
 
     Raises:
@@ -161,7 +211,11 @@ def load_text(spec: Spec, found: Checkpoint, backend: str, dtype: torch.dtype, d
     from ddgen.text.tokens import Tokenizer
 
     if backend not in TEXT_BACKENDS:
-        raise UsageError(f"unknown text backend '{backend}'", "one of: " + ", ".join(TEXT_BACKENDS), id="usage.text-backend")
+        raise UsageError(
+            f"unknown text backend '{backend}'",
+            "one of: " + ", ".join(TEXT_BACKENDS),
+            id="usage.text-backend",
+        )
     specs = spec.arch.text
     parts = [found.part(f"text.{i}") for i in range(len(specs))]
     if backend != "native":

@@ -1,7 +1,8 @@
 """The shapes of whole checkpoints: a network, a first stage and text towers, as one value. Torch-free.
 
-An Arch says what can be built; what the weights were trained for (prediction, schedule, defaults) is a Spec, in registry.py. A family
-that ddgen knows is a constant here; any other arrives as JSON in a file's header and is held to limits before anything is built from it.
+An Arch says what can be built; what the weights were trained for (prediction, schedule, defaults) is a Spec,
+in registry.py. A family that ddgen knows is a constant here; any other arrives as JSON in a file's header and
+is held to limits before anything is built from it.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ class Arch:
     """A checkpoint's parts.
 
     text:        the towers in order; their states are concatenated on the last axis.
-    vector_ids:  what follows the pooled text in the vector, each number as a sinusoid 256 wide (SDXL's sizes).
+    vector_ids:  what follows the pooled text in the vector, each number as a sinusoid 256 wide (SDXL's
+        sizes).
     """
 
     name: str
@@ -46,7 +48,13 @@ SD2_TOWER = TowerSpec(CLIP_H, layer=-2, pad_id=0, prefix="cond_stage_model.model
 SDXL_TOWERS = (
     TowerSpec(CLIP_L, layer=-2, final_norm=False, prefix="conditioner.embedders.0.transformer.text_model."),
     TowerSpec(
-        CLIP_BIGG, layer=-2, final_norm=False, pooled=True, pad_id=0, prefix="conditioner.embedders.1.model.", layout="openclip"
+        CLIP_BIGG,
+        layer=-2,
+        final_norm=False,
+        pooled=True,
+        pad_id=0,
+        prefix="conditioner.embedders.1.model.",
+        layout="openclip",
     ),
 )
 REFINER_TOWER = replace(SDXL_TOWERS[1], prefix="conditioner.embedders.0.model.")
@@ -78,7 +86,9 @@ _REFINER = UNetConfig(
 _SSD1B = replace(
     _SDXL, down_depth=((0, 0), (2, 2), (4, 4)), up_depth=((0, 0, 0), (2, 1, 1), (4, 4, 10)), mid_depth=0
 )
-_VEGA = replace(_SDXL, down_depth=((0, 0), (1, 1), (2, 2)), up_depth=((0, 0, 0), (1, 1, 1), (2, 2, 2)), mid_depth=0)
+_VEGA = replace(
+    _SDXL, down_depth=((0, 0), (1, 1), (2, 2)), up_depth=((0, 0, 0), (1, 1, 1), (2, 2, 2)), mid_depth=0
+)
 _SMALL = replace(
     _SD1, num_res_blocks=1, down_depth=((1,), (1,), (1,), (0,)), up_depth=((1, 1), (1, 1), (1, 1), (0, 0))
 )
@@ -122,14 +132,15 @@ PLAYGROUND = Arch(
 FAMILIES: dict[str, Arch] = {
     arch.name: arch
     for arch in (
-        SD15, SD15_INPAINT, IP2P, SD15_LCM, SD21, SD2_INPAINT, SDXL, SDXL_INPAINT, SDXL_LCM, REFINER, SSD1B, VEGA, SMALL_SD,
-        TINY_SD, PLAYGROUND,
+        SD15, SD15_INPAINT, IP2P, SD15_LCM, SD21, SD2_INPAINT, SDXL, SDXL_INPAINT, SDXL_LCM, REFINER, SSD1B,
+        VEGA, SMALL_SD, TINY_SD, PLAYGROUND,
     )
 }  # fmt: skip
 
 _FIRST_STAGES: dict[str, type] = {"kl": KLConfig, "patch": PatchConfig, "tiny": TinyConfig}
 
-# What a stranger's header may ask for: far above any published model, far below what would take long to build.
+# What a stranger's header may ask for: far above any published model, far below what would take long to
+# build.
 MAX_INT = 65_536
 MAX_VOCABULARY = 1_000_000
 MAX_LENGTH = 16
@@ -138,7 +149,8 @@ MAX_LAYERS = 128
 
 
 def arch_to_json(arch: Arch) -> dict[str, Any]:
-    """Return the Arch as JSON values; fields at their default are left out, so that the text stays readable."""
+    """Return the Arch as JSON values; fields at their default are left out, so that the text stays
+    readable."""
     kind = next(kind for kind, cls in _FIRST_STAGES.items() if type(arch.first_stage) is cls)
     found = _dump(arch)
     found["first_stage"] = {"kind": kind} | _dump(arch.first_stage)
@@ -149,7 +161,8 @@ def arch_from_json(data: Any) -> Arch:
     """Build an Arch from JSON values.
 
     Raises:
-        ModelError: an unknown field, a wrong type, a number over the limits, or parts that do not fit each other.
+        ModelError: an unknown field, a wrong type, a number over the limits, or parts that do not fit each
+            other.
     """
     if not isinstance(data, dict):
         raise _bad("it is not a JSON object")
@@ -182,7 +195,11 @@ def _load(cls: type, data: Any, where: str) -> Any:
         if key not in hints:
             raise _bad(f"its '{where}' has an unknown field {str(key)[:40]!a}")
     for item in dataclasses.fields(cls):
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING and item.name not in data:
+        if (
+            item.default is dataclasses.MISSING
+            and item.default_factory is dataclasses.MISSING
+            and item.name not in data
+        ):
             raise _bad(f"its '{where}' lacks '{item.name}'")
     return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
@@ -203,7 +220,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return float(value)
     elif hint is int:
         low = -MAX_LAYERS if where.endswith(".layer") else 0
-        if type(value) is int and low <= value <= (MAX_VOCABULARY if where.endswith(".vocab_size") else MAX_INT):
+        if type(value) is int and low <= value <= (
+            MAX_VOCABULARY if where.endswith(".vocab_size") else MAX_INT
+        ):
             return value
     elif type(value) is hint and (hint is not str or len(value) <= 200):
         return value
@@ -228,7 +247,10 @@ def _check(arch: Arch) -> None:
         raise _bad("its U-Net has a width that is not a positive multiple of 32")
     if any(heads <= 0 or width % heads for width, heads in zip(widths, unet.heads, strict=True)):
         raise _bad("its U-Net has heads that do not divide the width")
-    if unet.position_channels not in (0, 16) or min(unet.in_channels, unet.out_channels, unet.context_dim) < 1:
+    if (
+        unet.position_channels not in (0, 16)
+        or min(unet.in_channels, unet.out_channels, unet.context_dim) < 1
+    ):
         raise _bad("its U-Net has impossible channels")
     for tower in arch.text:
         clip = tower.config
@@ -255,9 +277,13 @@ def _check_first_stage(stage: FirstStageConfig) -> None:
                 raise _bad("its autoencoder has latent statistics of another length than its channels")
     elif isinstance(stage, PatchConfig) and not (1 <= stage.factor <= 64 and 1 <= stage.in_channels <= 16):
         raise _bad("its patch first stage has an impossible size")
-    elif isinstance(stage, TinyConfig) and not (1 <= stage.latent_channels <= 64 and 1 <= stage.width <= 1024):
+    elif isinstance(stage, TinyConfig) and not (
+        1 <= stage.latent_channels <= 64 and 1 <= stage.width <= 1024
+    ):
         raise _bad("its tiny autoencoder has an impossible size")
 
 
 def _bad(reason: str) -> ModelError:
-    return ModelError(f"the architecture is not usable: {reason}", "get the file from its source again", id="model.arch")
+    return ModelError(
+        f"the architecture is not usable: {reason}", "get the file from its source again", id="model.arch"
+    )

@@ -1,7 +1,9 @@
-"""Weights <-> modules: read tensors straight into the compute dtype, load them strictly, save them with their Spec.
+"""Weights <-> modules: read tensors straight into the compute dtype, load them strictly, save them with their
+Spec.
 
-Files are read with preadv into the memory that the module keeps: no mmap (a file that is truncated meanwhile gives an error, not a dead
-process), no second copy. A module is built on the `meta` device, where it costs nothing, and its parameters are replaced.
+Files are read with preadv into the memory that the module keeps: no mmap (a file that is truncated meanwhile
+gives an error, not a dead process), no second copy. A module is built on the `meta` device, where it costs
+nothing, and its parameters are replaced.
 """
 
 import json
@@ -16,19 +18,27 @@ from torch import Tensor, nn
 from ddgen.errors import ModelError, NumericsError
 from ddgen.io.files import publish
 from ddgen.weights import spec as specs
-from ddgen.weights.arch import Arch
 from ddgen.weights.header import AGAIN, Header, open_regular, product, refuse
 from ddgen.weights.infer import family_of, shapes_of, unet_config
 from ddgen.weights.layout import Checkpoint, open_checkpoint
 from ddgen.weights.spec import Spec
 from ddgen.weights.split import Part, Stored
 
-__all__ = ["Checkpoint", "Reader", "load_module", "open_checkpoint", "read_tensors", "save_tensors", "write_file"]
+__all__ = [
+    "Checkpoint",
+    "Reader",
+    "load_module",
+    "open_checkpoint",
+    "read_tensors",
+    "save_tensors",
+    "write_file",
+]
 
 DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F32": torch.float32, "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "F16": torch.float16,
+    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -36,12 +46,19 @@ SHOWN = 5  # names listed in a report
 
 
 def load_module(
-    module: nn.Module, part: Part, *, dtype: torch.dtype, device: torch.device | str = "cpu", name: str = "model"
+    module: nn.Module,
+    part: Part,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    name: str = "model",
 ) -> None:
-    """Replace a module's parameters (it may live on `meta`) by a part's tensors; what does not fit exactly is an error.
+    """Replace a module's parameters (it may live on `meta`) by a part's tensors; what does not fit exactly is
+    an error.
 
     Raises:
-        ModelError: a tensor is missing, left over or of another shape (one report with the first few), or the file was changed.
+        ModelError: a tensor is missing, left over or of another shape (one report with the first few), or the
+            file was changed.
     """
     check_fit(module, part, name)
     state = dict(read_tensors(part, dtype=dtype, device=device))
@@ -60,7 +77,9 @@ def check_fit(module: nn.Module, part: Part, name: str) -> None:
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     missing = sorted(expected.keys() - part.keys())
     extra = sorted(part.keys() - expected.keys())
-    wrong = sorted(key for key in expected.keys() & part.keys() if not same_shape(part[key].shape, expected[key]))
+    wrong = sorted(
+        key for key in expected.keys() & part.keys() if not same_shape(part[key].shape, expected[key])
+    )
     if not (missing or extra or wrong):
         return
     path = next(iter(part.values())).header.path if part else Path(name)
@@ -68,8 +87,9 @@ def check_fit(module: nn.Module, part: Part, name: str) -> None:
     lines += [f"'{key}' is missing" for key in missing] + [f"'{key}' is not expected" for key in extra]
     count = len(lines)
     text = ", ".join(lines[:SHOWN]) + (f" (+{count - SHOWN} more)" if count > SHOWN else "")
+    total = f"{count} of {len(expected)} tensors differ"
     raise ModelError(
-        f"model '{path.name}': {name}: {text}; {count} of {len(expected)} tensors differ{_likely(part, name)}",
+        f"model '{path.name}': {name}: {text}; {total}{_likely(part, name)}",
         "choose the entry of weights.toml that fits it, or give the file by its path",
         id="model.unfit",
     )
@@ -98,7 +118,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 class Reader:
-    """Reads tensors of checkpoints; a context manager that keeps their files open, and sees when one was changed."""
+    """Reads tensors of checkpoints; a context manager that keeps their files open, and sees when one was
+    changed."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -111,7 +132,9 @@ class Reader:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def read(self, stored: Stored, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
+    def read(
+        self, stored: Stored, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
         """Return a tensor, converted to `dtype` if it holds floats (None: as stored).
 
         Raises:
@@ -181,7 +204,11 @@ def check_finite(part: Part, name: str) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
             path = part[key].header.path
-            raise NumericsError(f"model '{path.name}': {name} tensor '{key}' holds {count} non-finite values", AGAIN, id="model.nan")
+            raise NumericsError(
+                f"model '{path.name}': {name} tensor '{key}' holds {count} non-finite values",
+                AGAIN,
+                id="model.nan",
+            )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
@@ -202,7 +229,8 @@ def write_file(
 ) -> int:
     """Write the tensors of `plan`, each produced when its turn comes; return the size in bytes.
 
-    Equal tensors and metadata give equal bytes: larger element types first, then by name, as the format's own writer does.
+    Equal tensors and metadata give equal bytes: larger element types first, then by name, as the format's own
+    writer does.
 
     Raises:
         OutputError: no space, no permission, or the name is not a file's.
@@ -232,8 +260,3 @@ def write_file(
 def spec_metadata(spec: Spec) -> dict[str, str]:
     """Return the metadata that carries a Spec in a file ddgen writes."""
     return {"format": "pt", specs.KEY: specs.spec_to_json(spec)}
-
-
-def part_module_names(arch: Arch) -> tuple[str, ...]:
-    """Return the parts an architecture needs from a checkpoint."""
-    return ("unet", "first_stage", *(f"text.{i}" for i in range(len(arch.text))))

@@ -1,6 +1,7 @@
 """From one layout to another, tensor by tensor: lossless for what both hold, the rest is named.
 
-    file or folder  ->  one file under LDM names, or a folder in diffusers' layout (export.py writes its config files)
+file or folder  ->  one file under LDM names, or a folder in diffusers' layout (export.py writes its config
+files)
 """
 
 import json
@@ -50,7 +51,8 @@ class Made:
 
 
 def to_file(found: Checkpoint, spec: Spec, target: Path, *, dtype: torch.dtype | None = None) -> Report:
-    """Write a checkpoint as one file under LDM names, with its Spec in the header; `dtype` None keeps what is stored.
+    """Write a checkpoint as one file under LDM names, with its Spec in the header; `dtype` None keeps what is
+    stored.
 
     Raises:
         ModelError: the checkpoint is damaged. OutputError: the file cannot be written.
@@ -59,7 +61,7 @@ def to_file(found: Checkpoint, spec: Spec, target: Path, *, dtype: torch.dtype |
     spec = replace(spec, arch=replace(spec.arch, text=towers))
     made: dict[str, Made] = {}
     for name, part in found.parts.items():
-        made |= _file_part(name, part, towers)
+        made |= file_part(name, part, towers)
     size = write(target, made, spec_metadata(spec), dtype)
     return Report((target,), len(made), size, found.ignored + found.unknown)
 
@@ -69,36 +71,54 @@ def file_towers(arch: Arch) -> tuple[TowerSpec, ...]:
     known = FAMILIES.get(arch.name)
     if known is None or len(known.text) != len(arch.text):
         return arch.text
-    return tuple(replace(tower, prefix=rule.prefix, layout=rule.layout) for tower, rule in zip(arch.text, known.text, strict=True))
+    return tuple(
+        replace(tower, prefix=rule.prefix, layout=rule.layout)
+        for tower, rule in zip(arch.text, known.text, strict=True)
+    )
 
 
-def _file_part(name: str, part: Part, towers: tuple[TowerSpec, ...]) -> dict[str, Made]:
+def file_part(name: str, part: Part, towers: tuple[TowerSpec, ...]) -> dict[str, Made]:
+    """Return the tensors that a part (`unet`, `first_stage`, `text.0`, ...) makes of a single file, by their
+    names there."""
     if not name.startswith("text."):
         prefix = UNET_PREFIX if name == "unet" else FIRST_STAGE_PREFIX
         return {prefix + native: Made((stored,), Take((native,))) for native, stored in part.items()}
     tower = towers[int(name.removeprefix("text."))]
     if tower.layout == "openclip":
         takes = keymap.to_openclip(part)
-        return {tower.prefix + new: Made(tuple(part[native] for native in take.names), take) for new, take in takes.items()}
+        return {
+            tower.prefix + new: Made(tuple(part[native] for native in take.names), take)
+            for new, take in takes.items()
+        }
     beside = tower.prefix.removesuffix("text_model.")
     return {
-        (beside if native == "text_projection.weight" else tower.prefix) + native: Made((stored,), Take((native,)))
+        (beside if native == "text_projection.weight" else tower.prefix) + native: Made(
+            (stored,), Take((native,))
+        )
         for native, stored in part.items()
     }
 
 
 def to_folder(found: Checkpoint, spec: Spec, target: Path, *, dtype: torch.dtype | None = None) -> Report:
-    """Write a checkpoint as a folder in diffusers' layout, with its Spec in ddgen.json; `dtype` None keeps what is stored.
+    """Write a checkpoint as a folder in diffusers' layout, with its Spec in ddgen.json; `dtype` None keeps
+    what is stored.
 
     Raises:
-        ModelError: the checkpoint is damaged, or of a shape that diffusers cannot have. OutputError: the folder cannot be written.
+        ModelError: the checkpoint is damaged, or of a shape that diffusers cannot have. OutputError: the
+            folder cannot be written.
     """
     arch, names = export.folder_arch(spec.arch)
     lean = replace(spec, arch=arch)
     jobs = [("unet", "unet", "diffusion_pytorch_model", export.unet_config(arch))]
     if "first_stage" in found.parts:
-        jobs.append(("first_stage", "vae", "diffusion_pytorch_model", export.first_stage_config(arch.first_stage)))
-    jobs += [(f"text.{i}", name, "model", export.text_config(arch.text[i])) for i, name in enumerate(names) if f"text.{i}" in found.parts]
+        jobs.append(
+            ("first_stage", "vae", "diffusion_pytorch_model", export.first_stage_config(arch.first_stage))
+        )
+    jobs += [
+        (f"text.{i}", name, "model", export.text_config(arch.text[i]))
+        for i, name in enumerate(names)
+        if f"text.{i}" in found.parts
+    ]
 
     written, tensors, size, dropped = [], 0, 0, [*found.ignored, *found.unknown]
     for part, name, stem, config in jobs:
@@ -134,7 +154,9 @@ def _folder_part(name: str, part: Part, arch: Arch) -> tuple[dict[str, Made], li
         if name.startswith("text."):
             config = arch.text[int(name.removeprefix("text."))].config
             last = f"encoder.layers.{config.layers}."
-            unread = native.startswith(last) or (native == "text_projection.weight" and config.projection_dim is None)
+            unread = native.startswith(last) or (
+                native == "text_projection.weight" and config.projection_dim is None
+            )
             new = None if unread else native if native == "text_projection.weight" else "text_model." + native
         elif name == "first_stage" and isinstance(arch.first_stage, TinyConfig):
             new = keymap.tiny_name(native, layout="diffusers")

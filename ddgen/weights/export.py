@@ -28,8 +28,13 @@ def unet_config(arch: Arch) -> Json:
     if unet.mid_depth and not any(unet.down_depth[-1]):
         down[-1] = unet.mid_depth  # diffusers reads the middle's depth from the last level
     elif unet.mid_depth and unet.mid_depth != unet.down_depth[-1][-1]:
-        raise ModelError("the middle of this U-Net has another depth than its last level, which diffusers cannot have", id="model.layout")
-    mirrored = all(a == b or not any(depths) for a, b, depths in zip(up, down[::-1], unet.up_depth[::-1], strict=True))
+        raise ModelError(
+            "the middle of this U-Net has another depth than its last level, which diffusers cannot have",
+            id="model.layout",
+        )
+    mirrored = all(
+        a == b or not any(depths) for a, b, depths in zip(up, down[::-1], unet.up_depth[::-1], strict=True)
+    )
     depth: Any = down
     if not mirrored:
         depth = [[value] * unet.num_res_blocks if isinstance(value, int) else value for value in down]
@@ -40,8 +45,12 @@ def unet_config(arch: Arch) -> Json:
         "out_channels": unet.out_channels,
         "block_out_channels": [unet.model_channels * factor for factor in unet.channel_mult],
         "layers_per_block": unet.num_res_blocks,
-        "down_block_types": ["CrossAttnDownBlock2D" if any(depths) else "DownBlock2D" for depths in unet.down_depth],
-        "up_block_types": ["CrossAttnUpBlock2D" if any(depths) else "UpBlock2D" for depths in unet.up_depth[::-1]],
+        "down_block_types": [
+            "CrossAttnDownBlock2D" if any(depths) else "DownBlock2D" for depths in unet.down_depth
+        ],
+        "up_block_types": [
+            "CrossAttnUpBlock2D" if any(depths) else "UpBlock2D" for depths in unet.up_depth[::-1]
+        ],
         "mid_block_type": {None: None, 0: "UNetMidBlock2D"}.get(unet.mid_depth, "UNetMidBlock2DCrossAttn"),
         "transformer_layers_per_block": depth if len(set(map(str, down))) > 1 else down[0],
         "reverse_transformer_layers_per_block": None if mirrored else up,
@@ -71,7 +80,8 @@ def unet_config(arch: Arch) -> Json:
 
 
 def _level(depths: tuple[int, ...]) -> Any:
-    """Return the depth of a level: one number where its blocks agree (1 where it has none, as the published files say)."""
+    """Return the depth of a level: one number where its blocks agree (1 where it has none, as the published
+    files say)."""
     if not any(depths):
         return 1
     return depths[0] if len(set(depths)) == 1 else list(depths)
@@ -80,7 +90,11 @@ def _level(depths: tuple[int, ...]) -> Any:
 def first_stage_config(stage: FirstStageConfig) -> Json:
     """Return vae/config.json; the lossless patches have none."""
     if isinstance(stage, TinyConfig):
-        return {"_class_name": "AutoencoderTiny", "latent_channels": stage.latent_channels, "scaling_factor": 1.0}
+        return {
+            "_class_name": "AutoencoderTiny",
+            "latent_channels": stage.latent_channels,
+            "scaling_factor": 1.0,
+        }
     assert isinstance(stage, KLConfig)
     levels = len(stage.channel_mult)
     config: Json = {
@@ -104,7 +118,8 @@ def first_stage_config(stage: FirstStageConfig) -> Json:
 
 
 def folder_tower(tower: TowerSpec) -> TowerSpec:
-    """Return the tower as a folder holds it: without a last block that is never used, nor a projection that is never read."""
+    """Return the tower as a folder holds it: without a last block that is never used, nor a projection that
+    is never read."""
     config = tower.config
     if not tower.pooled:
         config = replace(config, projection_dim=None)
@@ -137,10 +152,16 @@ def text_config(tower: TowerSpec) -> Json:
 def tokenizer_configs(tower: TowerSpec) -> dict[str, Json]:
     """Return the small files of a tokenizer folder; only the padding differs between towers."""
     pad = {0: "!", 49407: "<|endoftext|>"}.get(tower.pad_id, "<|endoftext|>")
-    words = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad}
+    words = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": pad,
+    }
     return {
         "special_tokens_map.json": dict(words),
-        "tokenizer_config.json": words | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True},
+        "tokenizer_config.json": words
+        | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True},
     }
 
 
@@ -173,7 +194,8 @@ def scheduler_config(spec: Spec) -> Json | None:
 
 
 def model_index(spec: Spec, folders: tuple[str, ...]) -> Json | None:
-    """Return model_index.json; None for models that no pipeline of diffusers runs. `folders`: the text encoders' names."""
+    """Return model_index.json; None for models that no pipeline of diffusers runs. `folders`: the text
+    encoders' names."""
     arch = spec.arch
     pipeline = _pipeline(arch.unet, bool(arch.vector_ids), len(arch.text))
     if pipeline is None or scheduler_config(spec) is None or not isinstance(arch.first_stage, KLConfig):
@@ -194,7 +216,11 @@ def model_index(spec: Spec, folders: tuple[str, ...]) -> Json | None:
         if "aesthetic_score" in arch.vector_ids:
             index["requires_aesthetics_score"] = True
     else:
-        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+        index |= {
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+        }
     return index
 
 
@@ -202,9 +228,17 @@ def _pipeline(unet: UNetConfig, sized: bool, towers: int) -> str | None:
     if unet.position_channels or (unet.vector_dim and not sized):
         return None
     if sized:
-        wide = {4: "StableDiffusionXLPipeline", 9: "StableDiffusionXLInpaintPipeline", 8: "StableDiffusionXLInstructPix2PixPipeline"}
+        wide = {
+            4: "StableDiffusionXLPipeline",
+            9: "StableDiffusionXLInpaintPipeline",
+            8: "StableDiffusionXLInstructPix2PixPipeline",
+        }
         return "StableDiffusionXLImg2ImgPipeline" if towers == 1 else wide.get(unet.in_channels)
-    plain = {4: "StableDiffusionPipeline", 9: "StableDiffusionInpaintPipeline", 8: "StableDiffusionInstructPix2PixPipeline"}
+    plain = {
+        4: "StableDiffusionPipeline",
+        9: "StableDiffusionInpaintPipeline",
+        8: "StableDiffusionInstructPix2PixPipeline",
+    }
     return plain.get(unet.in_channels)
 
 

@@ -1,8 +1,11 @@
-"""A folder in diffusers' layout: its config files say what it is, its weight files (whole, variant or sharded) what it holds. Torch-free.
+"""A folder in diffusers' layout: its config files say what it is, its weight files (whole, variant or
+sharded) what it holds. Torch-free.
 
-    model_index.json  scheduler/scheduler_config.json  unet/config.json  vae/config.json  text_encoder[_2]/config.json  [ddgen.json]
+    model_index.json  scheduler/scheduler_config.json  unet/config.json  vae/config.json
+    text_encoder[_2]/config.json  [ddgen.json]
 
-Config files are data: numbers and words from a fixed set are read, a class name is never looked up, an unknown kind of block is refused.
+Config files are data: numbers and words from a fixed set are read, a class name is never looked up, an
+    unknown kind of block is refused.
 """
 
 import json
@@ -25,11 +28,13 @@ VARIANTS = ("", ".fp16", ".bf16", ".fp32")
 
 # Fields of a U-Net's config.json that must hold these values, or the network is not one we build.
 _UNET_FIXED = {
-    "act_fn": ("silu", "swish"), "norm_num_groups": (32,), "norm_eps": (1e-5,), "flip_sin_to_cos": (True,), "freq_shift": (0,),
-    "downsample_padding": (1,), "center_input_sample": (False,), "dual_cross_attention": (False,), "only_cross_attention": (False,),
-    "resnet_time_scale_shift": ("default",), "conv_in_kernel": (3,), "conv_out_kernel": (3,), "encoder_hid_dim": (None,),
-    "time_embedding_type": ("positional",), "addition_embed_type": (None, "text_time"), "class_embed_type": (None, "projection"),
-    "mid_block_type": (None, "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"), "attention_type": ("default",),
+    "act_fn": ("silu", "swish"), "norm_num_groups": (32,), "norm_eps": (1e-5,), "flip_sin_to_cos": (True,),
+    "freq_shift": (0,), "downsample_padding": (1,), "center_input_sample": (False,), "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,), "dual_cross_attention": (False,), "only_cross_attention": (False,),
+    "resnet_time_scale_shift": ("default",), "encoder_hid_dim": (None,), "attention_type": ("default",),
+    "time_embedding_type": ("positional",), "addition_embed_type": (None, "text_time"),
+    "class_embed_type": (None, "projection"),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),
 }  # fmt: skip
 _DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
@@ -38,7 +43,8 @@ _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 
 @dataclass(frozen=True)
 class Folder:
-    """What the config files say. scheduler, index, settings: model_index.json's, scheduler_config.json's and ddgen.json's tables."""
+    """What the config files say. scheduler, index, settings: model_index.json's, scheduler_config.json's and
+    ddgen.json's tables."""
 
     path: Path
     arch: Arch
@@ -55,7 +61,11 @@ def read_folder(path: Path) -> Folder:
         ModelError: no U-Net, a file that is not JSON, a network of a kind that ddgen does not build.
     """
     if not (path / "unet" / "config.json").is_file():
-        raise ModelError(f"model '{path.name}' is a folder without unet/config.json", "give a diffusers folder or a file", id="model.folder")
+        raise ModelError(
+            f"model '{path.name}' is a folder without unet/config.json",
+            "give a diffusers folder or a file",
+            id="model.folder",
+        )
     settings = read_json(path / "ddgen.json") if (path / "ddgen.json").is_file() else {}
     index = read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
     scheduler_path = path / "scheduler" / "scheduler_config.json"
@@ -65,14 +75,32 @@ def read_folder(path: Path) -> Folder:
         unet, sized = unet_from(config), config.get("addition_embed_type") == "text_time"
         known = family_of(unet)
         folders = tuple(name for name in TEXT_FOLDERS if (path / name / "config.json").is_file())
-        towers = tuple(tower_from(read_json(path / name / "config.json"), name, path, sized=sized, pooled=unet.vector_dim > 0) for name in folders)
+        towers = tuple(
+            tower_from(
+                read_json(path / name / "config.json"), name, path, sized=sized, pooled=unet.vector_dim > 0
+            )
+            for name in folders
+        )
         stage_path = path / "vae" / "config.json"
-        stage: FirstStageConfig = first_stage_from(read_json(stage_path)) if stage_path.is_file() else KLConfig()
+        stage: FirstStageConfig = (
+            first_stage_from(read_json(stage_path)) if stage_path.is_file() else KLConfig()
+        )
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise ModelError(f"model '{path.name}' has a config file that cannot be read ({error})", "download it again", id="model.config") from None
+        raise ModelError(
+            f"model '{path.name}' has a config file that cannot be read ({error})",
+            "download it again",
+            id="model.config",
+        ) from None
     refiner = folders == ("text_encoder_2",) or unet.vector_dim == REFINER.unet.vector_dim
     ids = (REFINER_IDS if refiner else SIZE_IDS) if sized else ()
-    return Folder(path, Arch(known.name if known else "custom", unet, stage, towers, ids), scheduler, index, settings, folders)
+    return Folder(
+        path,
+        Arch(known.name if known else "custom", unet, stage, towers, ids),
+        scheduler,
+        index,
+        settings,
+        folders,
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -88,7 +116,11 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(data, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError):
-        raise ModelError(f"'{path.parent.name}/{path.name}' is not readable JSON", "download the model again", id="model.config") from None
+        raise ModelError(
+            f"'{path.parent.name}/{path.name}' is not readable JSON",
+            "download the model again",
+            id="model.config",
+        ) from None
     return data
 
 
@@ -104,7 +136,9 @@ def unet_from(data: dict[str, Any]) -> UNetConfig:
     widths = data["block_out_channels"]
     levels, base, blocks = len(widths), widths[0], data.get("layers_per_block", 2)
     if any(width % base for width in widths) or not isinstance(blocks, int):
-        _unfit("unet/config.json has widths that are no multiples of the first, or blocks that differ by level")
+        _unfit(
+            "unet/config.json has widths that are no multiples of the first, or blocks that differ by level"
+        )
     down_types, up_types = data["down_block_types"], data["up_block_types"]
     for kind in (*down_types, *up_types):
         if kind not in _DOWN and kind not in _UP:
@@ -149,8 +183,15 @@ def first_stage_from(data: dict[str, Any]) -> FirstStageConfig:
         ModelError: another kind of autoencoder.
     """
     if data.get("_class_name") == "AutoencoderTiny":
-        return TinyConfig(latent_channels=data.get("latent_channels", 4), width=data.get("encoder_block_out_channels", [64])[0])
-    if data.get("act_fn", "silu") != "silu" or data.get("norm_num_groups", 32) != 32 or data.get("shift_factor"):
+        return TinyConfig(
+            latent_channels=data.get("latent_channels", 4),
+            width=data.get("encoder_block_out_channels", [64])[0],
+        )
+    if (
+        data.get("act_fn", "silu") != "silu"
+        or data.get("norm_num_groups", 32) != 32
+        or data.get("shift_factor")
+    ):
         _unfit("vae/config.json describes an autoencoder of another kind")
     widths = data["block_out_channels"]
     mean, std = data.get("latents_mean"), data.get("latents_std")
@@ -176,7 +217,10 @@ def tower_from(data: dict[str, Any], folder: str, path: Path, *, sized: bool, po
         ModelError: another kind of text encoder.
     """
     kind = (data.get("architectures") or ["CLIPTextModel"])[0]
-    if kind not in ("CLIPTextModel", "CLIPTextModelWithProjection") or data.get("hidden_act", "quick_gelu") not in _ACTIVATIONS:
+    if (
+        kind not in ("CLIPTextModel", "CLIPTextModelWithProjection")
+        or data.get("hidden_act", "quick_gelu") not in _ACTIVATIONS
+    ):
         _unfit(f"{folder}/config.json describes a '{kind}'")
     projected = kind == "CLIPTextModelWithProjection"
     config = CLIPConfig(
@@ -214,14 +258,19 @@ def weight_headers(folder: Path, stem: str) -> list[Header]:
         whole = folder / f"{stem}{variant}.safetensors"
         if whole.is_file():
             return [read_header(whole)]
-        for index in (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors.index.json"):
+        for index in (
+            folder / f"{stem}.safetensors.index{variant}.json",
+            folder / f"{stem}{variant}.safetensors.index.json",
+        ):
             if index.is_file():
                 return [read_header(folder / name) for name in _shards(index)]
     for variant in VARIANTS:
         pickled = folder / f"{'pytorch_model' if stem == 'model' else stem}{variant}.bin"
         if pickled.is_file():
             return [read_pickled_header(pickled)]
-    raise ModelError(f"'{folder.name}' holds no {stem}.safetensors", "download the model again", id="model.missing")
+    raise ModelError(
+        f"'{folder.name}' holds no {stem}.safetensors", "download the model again", id="model.missing"
+    )
 
 
 def _shards(index: Path) -> list[str]:
@@ -231,7 +280,11 @@ def _shards(index: Path) -> list[str]:
     names = sorted(set(found.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"'{index.name}' names a file outside its folder: {name[:60]!a}", "do not use this model", id="model.config")
+            raise ModelError(
+                f"'{index.name}' names a file outside its folder: {name[:60]!a}",
+                "do not use this model",
+                id="model.config",
+            )
     return names
 
 
@@ -241,4 +294,8 @@ def merged(headers: Iterable[Header]) -> dict[str, Header]:
 
 
 def _unfit(reason: str) -> None:
-    raise ModelError(f"{reason}, which ddgen does not build", "choose a Stable Diffusion 1, 2 or XL model", id="model.config")
+    raise ModelError(
+        f"{reason}, which ddgen does not build",
+        "choose a Stable Diffusion 1, 2 or XL model",
+        id="model.config",
+    )

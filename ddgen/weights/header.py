@@ -1,10 +1,12 @@
 """Safetensors headers, read and proved sound before a single weight is: torch-free.
 
-    8 bytes little-endian n | n bytes of JSON: {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}} | data
+    8 bytes little-endian n | n bytes of JSON: {name: {dtype, shape, data_offsets}, "__metadata__": {str:
+    str}} | data
 
-A weights file is data from strangers. What is checked here: a regular, whole file; what it really is, when it is not safetensors;
-sizes within limits; plain names, none twice; known dtypes; tensors that fill the data exactly, without overlap or gap. What fits the
-network is checked in checkpoint.py, against shapes that come from our own configuration.
+A weights file is data from strangers. What is checked here: a regular, whole file; what it really is, when it
+is not safetensors; sizes within limits; plain names, none twice; known dtypes; tensors that fill the data
+exactly, without overlap or gap. What fits the network is checked in checkpoint.py, against shapes that come
+from our own configuration.
 """
 
 import json
@@ -36,7 +38,11 @@ MARKERS = ("v_pred", "ztsnr", "scaled_fp8")
 AGAIN = "download it again"
 
 _MAGIC = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not weights", "run 'git lfs pull' where it came from"),
+    (
+        b"version https://git-lfs",
+        "is a Git LFS pointer, not weights",
+        "run 'git lfs pull' where it came from",
+    ),
     (b"PK\x03\x04", "is a zip archive (a PyTorch .ckpt), not safetensors", "get the .safetensors version"),
     (b"\x80\x02", "is a Python pickle, not safetensors", "get the .safetensors version"),
     (b"\x80\x03", "is a Python pickle, not safetensors", "get the .safetensors version"),
@@ -51,7 +57,8 @@ _MAGIC = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: bytes start..stop of the file. stride: in elements, where a pickled file does not keep row order."""
+    """Where a tensor lies: bytes start..stop of the file. stride: in elements, where a pickled file does not
+    keep row order."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -67,7 +74,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file holds. `identity` tells whether the file was changed since (device, inode, bytes, mtime in ns)."""
+    """What a safetensors file holds. `identity` tells whether the file was changed since (device, inode,
+    bytes, mtime in ns)."""
 
     path: Path
     tensors: dict[str, TensorInfo]
@@ -170,8 +178,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) != len(items):
-            seen: set[str] = set()
-            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            names = [key for key, _ in items]
+            twice = next(key for i, key in enumerate(names) if key in names[:i])
             raise ValueError(f"lists key {twice[:80]!a} twice")
         return found
 
@@ -184,7 +192,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         raise ValueError(f"holds {word}")
 
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_int=integer, parse_constant=constant)
+        entries = json.loads(
+            text.decode("utf-8"), object_pairs_hook=pairs, parse_int=integer, parse_constant=constant
+        )
     except UnicodeDecodeError:
         refuse(path, "has a header that is not UTF-8", AGAIN, "header")
     except json.JSONDecodeError as error:
@@ -211,15 +221,30 @@ def _tensor(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
         refuse(path, f"describes tensor '{name}' wrongly", AGAIN, "header")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
-        refuse(path, f"holds tensor '{name}' of unknown type {str(dtype)[:20]!a}", "get another version of the file", "dtype")
+        refuse(
+            path,
+            f"holds tensor '{name}' of unknown type {str(dtype)[:20]!a}",
+            "get another version of the file",
+            "dtype",
+        )
     if not _naturals(shape) or len(shape) > MAX_RANK:
-        refuse(path, f"gives tensor '{name}' a shape that is not at most {MAX_RANK} whole numbers", AGAIN, "shape")
+        refuse(
+            path,
+            f"gives tensor '{name}' a shape that is not at most {MAX_RANK} whole numbers",
+            AGAIN,
+            "shape",
+        )
     if 0 in shape and not (name in MARKERS and shape == [0]):
         refuse(path, f"gives tensor '{name}' a side of 0", AGAIN, "shape")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         refuse(path, f"places tensor '{name}' wrongly", AGAIN, "offsets")
     if offsets[1] - offsets[0] != product(tuple(shape)) * BYTES[dtype]:
-        refuse(path, f"gives tensor '{name}' {offsets[1] - offsets[0]} bytes, its shape asks for another number", AGAIN, "offsets")
+        refuse(
+            path,
+            f"gives tensor '{name}' {offsets[1] - offsets[0]} bytes, its shape asks for another number",
+            AGAIN,
+            "offsets",
+        )
     return TensorInfo(dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
@@ -231,7 +256,12 @@ def _check_cover(path: Path, tensors: dict[str, TensorInfo], base: int, size: in
     end = base
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if tensor.start < end:
-            refuse(path, f"stores tensor '{name}' over another one", "refused; get the file from its source again", "overlap")
+            refuse(
+                path,
+                f"stores tensor '{name}' over another one",
+                "refused; get the file from its source again",
+                "overlap",
+            )
         if tensor.start > end:
             refuse(path, f"has a gap of {tensor.start - end} bytes before tensor '{name}'", AGAIN, "gap")
         end = tensor.stop

@@ -1,14 +1,17 @@
 """From keys and shapes to an Arch: what a single file is, when nothing but its tensors tells. Torch-free.
 
-The whole configuration is read from the shapes, then compared with the families we know. Head counts are not in the shapes: networks with
-linear projections have heads 64 wide (SD2, SDXL), those with convolutions have 8 heads (SD1). Neither are prediction types, but for the
-marker keys some tools write and one statistic that tells SD 2's v networks from its eps ones.
+The whole configuration is read from the shapes, then compared with the families we know. Head counts are not
+in the shapes: networks with linear projections have heads 64 wide (SD2, SDXL), those with convolutions have 8
+heads (SD1). Neither are prediction types, but for the marker keys some tools write and one statistic that
+tells SD 2's v networks from its eps ones.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ddgen.errors import ModelError
 from ddgen.nets.config import FirstStageConfig, KLConfig, TinyConfig, UNetConfig
@@ -21,13 +24,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def infer_arch(split: Split, names: Iterable[str] = ()) -> Arch:
-    """Return the Arch of a file: a known family's where its U-Net is known, its own otherwise. `names`: the file's keys, for markers.
+    """Return the Arch of a file: a known family's where its U-Net is known, its own otherwise. `names`: the
+    file's keys, for markers.
 
     Raises:
         ModelError: the file has no U-Net, or one that cannot be described.
     """
     if "unet" not in split.parts:
-        raise ModelError(f"the file holds no U-Net, only {', '.join(sorted(split.parts))}", "give a whole checkpoint", id="model.parts")
+        raise ModelError(
+            f"the file holds no U-Net, only {', '.join(sorted(split.parts))}",
+            "give a whole checkpoint",
+            id="model.parts",
+        )
     unet = unet_config(shapes_of(split.parts["unet"]))
     family = family_of(unet)
     if family is SDXL and "edm_mean" in names:
@@ -70,8 +78,9 @@ def unet_config(shapes: Shapes) -> UNetConfig:
     try:
         return _unet_config(shapes)
     except (KeyError, IndexError) as error:
+        what = error.args[0] if isinstance(error, KeyError) else "a tensor"
         raise ModelError(
-            f"the U-Net cannot be recognised: {error.args[0] if error.args else 'a tensor'} is missing or misshaped",
+            f"the U-Net cannot be recognised: {what} is missing or misshaped",
             "the file may be damaged; download it again",
             id="model.unet",
         ) from None
@@ -92,7 +101,8 @@ def _unet_config(shapes: Shapes) -> UNetConfig:
         down[-1] = (*down[-1], depth_of.get(f"input_blocks.{n}", 0))
     stride = len(down[0]) + 1
     up = [
-        tuple(depth_of.get(f"output_blocks.{stride * i + j}", 0) for j in range(stride)) for i in range(len(down))
+        tuple(depth_of.get(f"output_blocks.{stride * i + j}", 0) for j in range(stride))
+        for i in range(len(down))
     ][::-1]
     middle: int | None = None
     if "middle_block.0.in_layers.2.weight" in shapes:
@@ -120,7 +130,9 @@ def _depths(shapes: Shapes) -> dict[str, int]:
     """Return {block: number of transformer blocks}."""
     found: dict[str, int] = {}
     for name in shapes:
-        match = re.match(r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.(\d{1,3})\.", name)
+        match = re.match(
+            r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.(\d{1,3})\.", name
+        )
         if match:
             found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
     return found
@@ -142,25 +154,36 @@ def first_stage_config(shapes: Shapes) -> FirstStageConfig:
         return TinyConfig(latent_channels=tiny[1], width=tiny[0])
     try:
         side = "encoder" if "encoder.conv_in.weight" in shapes else "decoder"
-        levels = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith((f"{side}.down.", f"{side}.up.")))
+        levels = 1 + max(
+            int(name.split(".")[2]) for name in shapes if name.startswith((f"{side}.down.", f"{side}.up."))
+        )
         group = f"{side}.down" if side == "encoder" else f"{side}.up"
         base = shapes[f"{group}.0.block.0.conv1.weight"][0]
         widths = [shapes[f"{group}.{i}.block.0.conv1.weight"][0] for i in range(levels)]
-        blocks = sum(1 for name in shapes if re.fullmatch(re.escape(group) + r"\.0\.block\.\d+\.conv1\.weight", name))
+        blocks = sum(
+            1 for name in shapes if re.fullmatch(re.escape(group) + r"\.0\.block\.\d+\.conv1\.weight", name)
+        )
         latent = shapes["post_quant_conv.weight"][0] if "post_quant_conv.weight" in shapes else 4
         return KLConfig(
-            in_channels=shapes[f"{side}.conv_in.weight"][1] if side == "encoder" else shapes["decoder.conv_out.weight"][0],
+            in_channels=shapes[f"{side}.conv_in.weight"][1]
+            if side == "encoder"
+            else shapes["decoder.conv_out.weight"][0],
             latent_channels=latent,
             model_channels=base,
             channel_mult=tuple(width // base for width in widths),
             num_res_blocks=blocks if side == "encoder" else blocks - 1,
         )
     except (KeyError, ValueError, IndexError):
-        raise ModelError("the autoencoder cannot be recognised", "the file may be damaged; download it again", id="model.vae") from None
+        raise ModelError(
+            "the autoencoder cannot be recognised",
+            "the file may be damaged; download it again",
+            id="model.vae",
+        ) from None
 
 
 def tower_spec(shapes: Shapes, prefix: str, layout: str, known: tuple[TowerSpec, ...]) -> TowerSpec:
-    """Describe a text tower by its shapes, with the rules of the family's tower of that width if there is one.
+    """Describe a text tower by its shapes, with the rules of the family's tower of that width if there is
+    one.
 
     Raises:
         ModelError: a tensor is missing without which it cannot be described.
@@ -176,10 +199,14 @@ def tower_spec(shapes: Shapes, prefix: str, layout: str, known: tuple[TowerSpec,
             heads=max(1, width // 64),
             mlp=shapes["encoder.layers.0.mlp.fc1.weight"][0],
             activation="quick_gelu" if layout == "hf" and width == 768 else "gelu",
-            projection_dim=shapes["text_projection.weight"][0] if "text_projection.weight" in shapes else None,
+            projection_dim=shapes["text_projection.weight"][0]
+            if "text_projection.weight" in shapes
+            else None,
         )
     except (KeyError, ValueError, IndexError):
-        raise ModelError("a text tower cannot be recognised", "the file may be damaged; download it again", id="model.text") from None
+        raise ModelError(
+            "a text tower cannot be recognised", "the file may be damaged; download it again", id="model.text"
+        ) from None
     rule = next((tower for tower in known if tower.config.width == width), TowerSpec(config))
     layer = rule.layer
     if rule.layer == -2 and layers == rule.config.layers - 1:
@@ -208,16 +235,35 @@ def infer_prediction(arch: Arch, split: Split, header: Header) -> str | None:
     return None
 
 
+def edm_range(header: Header) -> dict[str, float]:
+    """Return the range of sigma that a v network on EDM's schedule carries in its file."""
+    found = {}
+    for name in ("sigma_min", "sigma_max"):
+        if f"edm_vpred.{name}" in header.tensors:
+            values = _values(header, f"edm_vpred.{name}")
+            found[name] = float(values.flat[0]) if values is not None else math.nan
+    if not all(0 < value < 1e6 for value in found.values()):
+        raise ModelError(
+            "the file carries an impossible range of sigma", "download it again", id="model.header"
+        )
+    return found
+
+
 def _deviation(header: Header, name: str) -> float | None:
+    values = _values(header, name)
+    return None if values is None else float(values.std())
+
+
+def _values(header: Header, name: str) -> Any:
+    """Read one small tensor of floats without torch; None for another element type."""
     import numpy as np
 
     info = header.tensors[name]
     with open_regular(header.path) as (handle, _):
         data = os.pread(handle, info.stop - info.start, info.start)
-    if info.dtype == "BF16":
-        values = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    elif info.dtype in ("F16", "F32", "F64"):
-        values = np.frombuffer(data, {"F16": np.float16, "F32": np.float32, "F64": np.float64}[info.dtype])
-    else:
+    kinds = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+    if len(data) != info.stop - info.start or info.dtype not in (*kinds, "BF16"):
         return None
-    return float(values.astype(np.float64).std())
+    if info.dtype == "BF16":
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return np.frombuffer(data, kinds[info.dtype]).astype(np.float64)

@@ -1,4 +1,5 @@
-"""What a checkpoint is, told from headers and config files alone. Torch-free, and no weight is read (but one small norm of SD 2)."""
+"""What a checkpoint is, told from headers and config files alone. Torch-free, and no weight is read (but one
+small norm of SD 2)."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +87,11 @@ def _order(item: tuple[str, Part]) -> tuple[int, str]:
 
 
 def _part(name: str, part: Part) -> PartInfo:
-    seen = {(stored.header.path, item): stored.header.tensors[item] for stored in part.values() for item in stored.take.names}
+    seen = {
+        (stored.header.path, item): stored.header.tensors[item]
+        for stored in part.values()
+        for item in stored.take.names
+    }
     dtypes: dict[str, int] = {}
     for info in seen.values():
         dtypes[info.dtype] = dtypes.get(info.dtype, 0) + 1

@@ -1,12 +1,14 @@
-"""The key table: how the published layouts name, cut and turn the same tensors. Torch-free; nothing else renames a key.
+"""The key table: how the published layouts name, cut and turn the same tensors. Torch-free; nothing else
+renames a key.
 
     part        native names (what our modules use)          other layout
     unet        LDM: input_blocks.4.1.proj_in                diffusers: down_blocks.1.attentions.0.proj_in
     first_stage LDM: encoder.down.0.block.0.conv1            diffusers: encoder.down_blocks.0.resnets.0.conv1
     text        transformers: encoder.layers.0.mlp.fc1       openclip: transformer.resblocks.0.mlp.c_fc
 
-A table is a dict of dotted module prefixes; what follows a prefix is the same on both sides. A tensor that is not taken whole (open_clip's
-fused q, k, v; a projection used as x @ P; a Linear that was a 1 x 1 convolution) is described by a Take, which works on any array.
+A table is a dict of dotted module prefixes; what follows a prefix is the same on both sides. A tensor that is
+not taken whole (open_clip's fused q, k, v; a projection used as x @ P; a Linear that was a 1 x 1 convolution)
+is described by a Take, which works on any array.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,11 +18,13 @@ from typing import Any
 
 from ddgen.nets.config import KLConfig, UNetConfig
 
-# Keys of training frameworks that hold nothing a network needs: schedules are recomputed, position ids are 0..76.
+# Keys of training frameworks that hold nothing a network needs: schedules are recomputed, position ids are
+# 0..76.
 IGNORED = (
-    "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_*", "posterior_*", "logvar", "lvlb_weights", "sigmas", "denoiser.*",
-    "*position_ids", "*attn_mask", "*logit_scale", "model_ema.decay", "model_ema.num_updates", "optimizer_states*", "global_step",
-    "first_stage_model.loss.*", "loss.*", "*.scale_input", "scaled_fp8", "v_pred", "ztsnr", "edm_vpred.*", "edm_mean", "edm_std",
+    "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_*", "posterior_*", "logvar", "lvlb_weights",
+    "sigmas", "denoiser.*", "*position_ids", "*attn_mask", "*logit_scale", "model_ema.decay",
+    "model_ema.num_updates", "optimizer_states*", "global_step", "first_stage_model.loss.*", "loss.*", "*.scale_input", "scaled_fp8",
+    "v_pred", "ztsnr", "edm_vpred.*", "edm_mean", "edm_std",
 )  # fmt: skip
 
 
@@ -31,7 +35,8 @@ def ignored(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Take:
-    """One tensor made from stored ones: `names` stacked on axis 0, then the `rows` asked for, then transposed, then of another rank.
+    """One tensor made from stored ones: `names` stacked on axis 0, then the `rows` asked for, then
+    transposed, then of another rank.
 
     rows: (k, n) is the k-th of n equal blocks. rank: 4 or 2 turns (a, b) into (a, b, 1, 1) and back.
     """
@@ -87,7 +92,8 @@ def invert(table: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Outline:
-    """What the numbering of a U-Net depends on: levels, ResBlocks per level, which levels have a transformer on the way up (finest first)."""
+    """What the numbering of a U-Net depends on: levels, ResBlocks per level, which levels have a transformer
+    on the way up (finest first)."""
 
     levels: int
     res_blocks: int
@@ -95,7 +101,9 @@ class Outline:
 
     @staticmethod
     def of(config: UNetConfig) -> "Outline":
-        return Outline(len(config.channel_mult), config.num_res_blocks, tuple(depth[-1] > 0 for depth in config.up_depth))
+        return Outline(
+            len(config.channel_mult), config.num_res_blocks, tuple(depth[-1] > 0 for depth in config.up_depth)
+        )
 
     @staticmethod
     def of_diffusers(names: Iterable[str]) -> "Outline":
@@ -103,7 +111,10 @@ class Outline:
         modules = {tuple(name.split(".")[:4]) for name in names}
         levels = 1 + max((int(m[1]) for m in modules if m[0] == "down_blocks"), default=-1)
         res_blocks = len({m for m in modules if m[:3] == ("down_blocks", "0", "resnets")})
-        up = tuple(any(m[:3] == ("up_blocks", str(levels - 1 - i), "attentions") for m in modules) for i in range(levels))
+        up = tuple(
+            any(m[:3] == ("up_blocks", str(levels - 1 - i), "attentions") for m in modules)
+            for i in range(levels)
+        )
         return Outline(levels, res_blocks, up)
 
 
@@ -118,7 +129,8 @@ _RES_BLOCK = {
 
 
 def unet_table(outline: Outline, vector: str = "add_embedding") -> dict[str, str]:
-    """Return {LDM prefix: diffusers prefix} of a U-Net; `vector` is diffusers' word for label_emb (or "class_embedding")."""
+    """Return {LDM prefix: diffusers prefix} of a U-Net; `vector` is diffusers' word for label_emb (or
+    "class_embedding")."""
     table = {
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",
@@ -154,16 +166,21 @@ def unet_table(outline: Outline, vector: str = "add_embedding") -> dict[str, str
 
 
 def contiguous(names: Iterable[str]) -> dict[str, str]:
-    """Return {stored name: name} that closes the gaps of single-ResBlock files exported with a stride of 3 (tiny-sd, small-sd).
+    """Return {stored name: name} that closes the gaps of single-ResBlock files exported with a stride of 3
+    (tiny-sd, small-sd).
 
-    diffusers' export script writes input_blocks 1, 3 (down), 4, 6 (down), ... and output_blocks 0, 1, 3, 4, ... with the upsampler of a
-    level alone in block 3 i + 2. Other files come back unchanged.
+    diffusers' export script writes input_blocks 1, 3 (down), 4, 6 (down), ... and output_blocks 0, 1, 3, 4,
+    ... with the upsampler of a level alone in block 3 i + 2. Other files come back unchanged.
     """
     names = list(names)
     if any(name.startswith("input_blocks.2.") for name in names) or "input_blocks.3.0.op.weight" not in names:
         return {name: name for name in names}
     closed = {}
-    attention = {name.split(".")[1] for name in names if name.startswith("output_blocks.") and ".1.transformer_blocks." in name}
+    attention = {
+        name.split(".")[1]
+        for name in names
+        if name.startswith("output_blocks.") and ".1.transformer_blocks." in name
+    }
     for stored in names:
         name = stored
         kind, _, rest = stored.partition(".")
@@ -215,14 +232,16 @@ _ATTENTION = (".mid.attn_1.q.", ".mid.attn_1.k.", ".mid.attn_1.v.", ".mid.attn_1
 
 
 def kl_rank(name: str, layout: str) -> int | None:
-    """Return the rank of a middle attention's weight in a layout (LDM: 1 x 1 convolution), None for every other tensor."""
+    """Return the rank of a middle attention's weight in a layout (LDM: 1 x 1 convolution), None for every
+    other tensor."""
     if not name.endswith(".weight") or not any(word in name for word in _ATTENTION):
         return None
     return 4 if layout == "ldm" else 2
 
 
 def tiny_name(name: str, *, layout: str) -> str:
-    """Rename a tensor of TAESD, from diffusers' layers to plain indices or ("diffusers") back: its decoder counts without the squashing."""
+    """Rename a tensor of TAESD, from diffusers' layers to plain indices or ("diffusers") back: its decoder
+    counts without the squashing."""
     side, number, rest = (name.replace(".layers.", ".", 1) + ".").split(".", 2)
     shift = 0 if side == "encoder" else 1
     if layout == "diffusers":
@@ -263,7 +282,10 @@ def from_openclip(name: str) -> dict[str, Take]:
 
 def to_openclip(names: Iterable[str]) -> dict[str, Take]:
     """Return {open_clip tensor: how it is made} for the transformers tensors of a tower."""
-    top = {"embeddings.token_embedding.weight": "token_embedding.weight", "embeddings.position_embedding.weight": "positional_embedding"}
+    top = {
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+    }
     made = {}
     for name in names:
         if name in top:

@@ -1,5 +1,7 @@
-"""Open a checkpoint, file or folder: what it is and which tensors it holds, from headers and config files alone. Torch-free."""
+"""Open a checkpoint, file or folder: what it is and which tensors it holds, from headers and config files
+alone. Torch-free."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from ddgen.weights import keymap, spec
 from ddgen.weights.arch import Arch
 from ddgen.weights.folder import Folder, merged, read_folder, weight_headers
 from ddgen.weights.header import Header
-from ddgen.weights.infer import infer_arch, infer_prediction
+from ddgen.weights.infer import edm_range, infer_arch, infer_prediction
 from ddgen.weights.keymap import Take
 from ddgen.weights.spec import Spec
 from ddgen.weights.split import Part, Split, Stored, first_stage_part, split, text_part, unet_part
@@ -76,7 +78,17 @@ def _open_file(path: Path) -> Checkpoint:
         arch = infer_arch(found, header.tensors)
         said = _said_by_file(arch, found, header)
     return Checkpoint(
-        path, found.layout, arch, found.parts, header.metadata, said, own, found.ema, found.ignored, found.unknown, (header,)
+        path,
+        found.layout,
+        arch,
+        found.parts,
+        header.metadata,
+        said,
+        own,
+        found.ema,
+        found.ignored,
+        found.unknown,
+        (header,),
     )
 
 
@@ -87,6 +99,10 @@ def _said_by_file(arch: Arch, found: Split, header: Header) -> dict[str, Any]:
         said["prediction"] = prediction
     if "ztsnr" in header.tensors:
         said["schedule"] = spec.SCALED_LINEAR | {"zero_terminal_snr": True}
+    elif "edm_vpred.sigma_max" in header.tensors:
+        said["schedule"] = {"kind": "edm", **edm_range(header)}
+    elif "v_pred" in header.tensors:
+        said["schedule"] = dict(spec.SCALED_LINEAR)
     return said
 
 
@@ -96,7 +112,12 @@ def _open_folder(folder: Folder) -> Checkpoint:
     parts: dict[str, Part] = {}
     left: set[str] = set()
 
-    def load(name: str, where: str, stem: str, build: Callable[[Mapping[str, Header], Callable[[Take], Stored]], Part]) -> None:
+    def load(
+        name: str,
+        where: str,
+        stem: str,
+        build: Callable[[Mapping[str, Header], Callable[[Take], Stored]], Part],
+    ) -> None:
         found = weight_headers(path / where, stem)
         names = merged(found)
 
@@ -111,14 +132,17 @@ def _open_folder(folder: Folder) -> Checkpoint:
 
     load("unet", "unet", "diffusion_pytorch_model", lambda names, stored: unet_part(names, "", stored)[1])
     if (path / "vae").is_dir():
-        load("first_stage", "vae", "diffusion_pytorch_model", lambda names, stored: first_stage_part(names, "", stored)[1])
+        load(
+            "first_stage",
+            "vae",
+            "diffusion_pytorch_model",
+            lambda names, stored: first_stage_part(names, "", stored)[1],
+        )
     for i, name in enumerate(folder.text_folders):
         load(f"text.{i}", name, "model", _text_of_folder)
 
     own, said = None, _said_by_folder(folder)
     if "format" in folder.settings:
-        import json
-
         own = spec.spec_from_json(json.dumps(folder.settings), path)
         arch = own.arch
     elif folder.settings:
@@ -164,10 +188,15 @@ def _said_by_folder(folder: Folder) -> dict[str, Any]:
 
 
 def _said_by_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what a hand-written ddgen.json (one without "format") says beyond shapes; prose in its tables is left out."""
+    """Return what a hand-written ddgen.json (one without "format") says beyond shapes; prose in its tables is
+    left out."""
     said = {name: settings[name] for name in ("name", "prediction", "x0_clamp") if name in settings}
     if isinstance(settings.get("schedule"), dict):
-        said["schedule"] = {key: value for key, value in settings["schedule"].items() if key not in ("formula", "network_time")}
+        said["schedule"] = {
+            key: value
+            for key, value in settings["schedule"].items()
+            if key not in ("formula", "network_time")
+        }
     defaults = dict(settings.get("defaults", {})) if isinstance(settings.get("defaults"), dict) else {}
     if isinstance(settings.get("image_size"), list) and len(settings["image_size"]) == 2:
         defaults["width"], defaults["height"] = settings["image_size"]
@@ -177,7 +206,9 @@ def _said_by_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def _arch_by_settings(arch: Arch, settings: dict[str, Any]) -> Arch:
     stage = settings.get("first_stage", {})
     if stage.get("kind") == "patch":
-        arch = replace(arch, first_stage=PatchConfig(factor=int(stage["factor"]), in_channels=int(stage["channels"])))
+        arch = replace(
+            arch, first_stage=PatchConfig(factor=int(stage["factor"]), in_channels=int(stage["channels"]))
+        )
     count = int(settings.get("position_channels", {}).get("count", 0))
     if count:
         unet = replace(arch.unet, in_channels=arch.unet.in_channels - count, position_channels=count)

@@ -9,8 +9,9 @@
     licence = "creativeml-openrail-m"
     defaults = { width = 512, height = 512, steps = 25, guidance = 7.5 }
 
-Instead of repo and file: `path` (relative to the weights.toml that says so) or `packaged` (inside ddgen). Entries of --weights-file,
-$DDGEN_WEIGHTS and the user's config directory, in this order, go before the packaged ones; the current directory is never read.
+Instead of repo and file: `path` (relative to the weights.toml that says so) or `packaged` (inside ddgen).
+Entries of --weights-file, $DDGEN_WEIGHTS and the user's config directory, in this order, go before the
+packaged ones; the current directory is never read.
 """
 
 import os
@@ -51,10 +52,34 @@ class Entry:
     title: str = ""
 
 
-_SAID = ("prediction", "schedule", "sigma_data", "x0_clamp", "zero_negative", "distilled", "licence", "credits", "note")
+_SAID = (
+    "prediction",
+    "schedule",
+    "sigma_data",
+    "x0_clamp",
+    "zero_negative",
+    "distilled",
+    "licence",
+    "credits",
+    "note",
+)
 _SOURCE = ("path", "packaged", "repo", "file", "revision", "sha256", "size")
 _OWN = ("kind", "aliases", "arch", "defaults", "commercial", "default", "title")
-_TEXT = ("kind", "arch", "path", "packaged", "repo", "file", "revision", "sha256", "title", "prediction", "licence", "credits", "note")
+_TEXT = (
+    "kind",
+    "arch",
+    "path",
+    "packaged",
+    "repo",
+    "file",
+    "revision",
+    "sha256",
+    "title",
+    "prediction",
+    "licence",
+    "credits",
+    "note",
+)
 _FLAGS = ("commercial", "default", "zero_negative", "distilled")
 
 
@@ -65,10 +90,15 @@ def weights_files(weights_file: str | Path | None = None) -> list[Path]:
         InputError: one that was named is not there.
     """
     found = []
-    for named, origin in ((weights_file, "--weights-file"), (os.environ.get(VARIABLE) or None, f"${VARIABLE}")):
+    for named, origin in (
+        (weights_file, "--weights-file"),
+        (os.environ.get(VARIABLE) or None, f"${VARIABLE}"),
+    ):
         if named is not None:
             if not Path(named).is_file():
-                raise InputError(f"{origin} '{named}' is not a file", "check the path", id="input.weights-file")
+                raise InputError(
+                    f"{origin} '{named}' is not a file", "check the path", id="input.weights-file"
+                )
             found.append(Path(named))
     user = user_config_dir() / FILE
     if user.is_file():
@@ -77,7 +107,8 @@ def weights_files(weights_file: str | Path | None = None) -> list[Path]:
 
 
 def packaged_file() -> Path:
-    """Return the weights.toml that came with ddgen: package data of a wheel, or at the root of the checkout."""
+    """Return the weights.toml that came with ddgen: package data of a wheel, or at the root of the
+    checkout."""
     inside = PACKAGE / FILE
     return inside if inside.is_file() else PACKAGE.parent / FILE
 
@@ -111,7 +142,9 @@ def read_entries(path: Path) -> Iterator[Entry]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"'{path}' cannot be read: {error}", "mend the file", id="input.weights-file") from None
+        raise InputError(
+            f"'{path}' cannot be read: {error}", "mend the file", id="input.weights-file"
+        ) from None
     for name, table in tables.items():
         yield _entry(path, name, table)
 
@@ -177,7 +210,8 @@ def default_name(weights_file: str | Path | None = None) -> str:
 
 
 def find(model: str | None = None, *, weights_file: str | Path | None = None) -> Spec:
-    """Return the Spec of a model: a name or alias of weights.toml, or the path of a file or folder; None is the default.
+    """Return the Spec of a model: a name or alias of weights.toml, or the path of a file or folder; None is
+    the default.
 
     Raises:
         ModelError: an unknown name (the nearest one is named), or a path that holds no model.
@@ -197,19 +231,30 @@ def find(model: str | None = None, *, weights_file: str | Path | None = None) ->
 
 
 def looks_like_path(model: str) -> bool:
-    """Whether `model` is meant as a path: it has a separator or a weights suffix, or is there (a registry name goes first)."""
+    """Whether `model` is meant as a path: it has a separator or a weights suffix, or is there (a registry
+    name goes first)."""
     suffixes = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-    return os.sep in model or model.startswith(("~", ".")) or model.lower().endswith(suffixes) or os.path.exists(model)
+    return (
+        os.sep in model
+        or model.startswith(("~", "."))
+        or model.lower().endswith(suffixes)
+        or os.path.exists(model)
+    )
 
 
 def resolve(entry: Entry) -> Spec:
-    """Return the Spec of an entry; one without `arch` is read from its file's header, and the entry's fields go before it.
+    """Return the Spec of an entry; one without `arch` is read from its file's header, and the entry's fields
+    go before it.
 
     Raises:
         ModelError: the entry's file is missing or tells no Spec.
     """
     if entry.kind != "model":
-        raise ModelError(f"model '{entry.name}' is an autoencoder alone", f"give it with --vae {entry.name}", id="model.kind")
+        raise ModelError(
+            f"model '{entry.name}' is an autoencoder alone",
+            f"give it with --vae {entry.name}",
+            id="model.kind",
+        )
     if entry.arch is not None:
         base = Spec(entry.name, FAMILIES[entry.arch])
     else:
@@ -220,7 +265,8 @@ def resolve(entry: Entry) -> Spec:
 
 
 def describe(path: Path, known: dict[str, Entry]) -> Spec:
-    """Return the Spec of a file or folder: its own, or the first entry's of the same architecture with what the file itself says.
+    """Return the Spec of a file or folder: its own, or the first entry's of the same architecture with what
+    the file itself says.
 
     Raises:
         ModelError: missing, damaged, or without a U-Net.
@@ -230,7 +276,9 @@ def describe(path: Path, known: dict[str, Entry]) -> Spec:
         return replace(found.own, source=Source(path=path))
     if found.arch is None:
         held = ", ".join(sorted(found.parts))
-        raise ModelError(f"model '{path.name}' holds only {held}, no U-Net", "give a whole checkpoint", id="model.parts")
+        raise ModelError(
+            f"model '{path.name}' holds only {held}, no U-Net", "give a whole checkpoint", id="model.parts"
+        )
     base = _like(found, found.arch, known)
     said = dict(found.said)
     defaults = spec.defaults_from(said.pop("defaults", {}), path, base.defaults)
@@ -240,14 +288,19 @@ def describe(path: Path, known: dict[str, Entry]) -> Spec:
 
 
 def _like(found: Checkpoint, arch: Arch, known: dict[str, Entry]) -> Spec:
-    """Return the Spec of the first known entry with this architecture and, if the file tells, this prediction."""
+    """Return the Spec of the first known entry with this architecture and, if the file tells, this
+    prediction."""
     family = [entry for entry in known.values() if entry.arch == arch.name]
     wanted = found.said.get("prediction")
     fitting = [entry for entry in family if wanted in (None, entry.said.get("prediction", "eps"))]
     for entry in fitting or family:
         base = resolve(entry)
-        return replace(base, licence="", credits="", note="", distilled=False) if entry in fitting else replace(
-            base, licence="", credits="", note="", distilled=False, schedule=dict(spec.SCALED_LINEAR)
+        return (
+            replace(base, licence="", credits="", note="", distilled=False)
+            if entry in fitting
+            else replace(
+                base, licence="", credits="", note="", distilled=False, schedule=dict(spec.SCALED_LINEAR)
+            )
         )
     width = 64 * arch.first_stage.factor
     return Spec(arch.name, arch, defaults=Defaults(width=width, height=width))

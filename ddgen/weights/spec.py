@@ -1,6 +1,8 @@
-"""A Spec: all that is needed to run a checkpoint, and its JSON form, which every file ddgen writes carries in its header. Torch-free.
+"""A Spec: all that is needed to run a checkpoint, and its JSON form, which every file ddgen writes carries in
+its header. Torch-free.
 
-    metadata["ddgen"] = {"format": 1, "name": ..., "arch": {...}, "prediction": ..., "schedule": {...}, "defaults": {...}, ...}
+metadata["ddgen"] = {"format": 1, "name": ..., "arch": {...}, "prediction": ..., "schedule": {...},
+"defaults": {...}, ...}
 """
 
 import dataclasses
@@ -37,7 +39,8 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from: a local path, or a repository of the hub and a file in it (no file: the whole folder layout)."""
+    """Where weights come from: a local path, or a repository of the hub and a file in it (no file: the whole
+    folder layout)."""
 
     path: Path | None = None
     repo: str | None = None
@@ -54,8 +57,10 @@ class Spec:
     prediction:    what the network outputs, a row of diffusion/prediction.py.
     schedule:      what diffusion/schedule.py makes a Schedule from.
     sigma_data:    deviation of x0 that the "edm" prediction was scaled for; 1 for the others.
-    x0_clamp:      None, or {"kind": "static", "min", "max"} | {"kind": "dynamic", ...}: networks on pixels burn without it.
-    zero_negative: without a negative prompt, the unconditional side is zeros instead of the encoded empty text (SDXL base).
+    x0_clamp:      None, or {"kind": "static", "min", "max"} | {"kind": "dynamic", ...}: networks on pixels
+        burn without it.
+    zero_negative: without a negative prompt, the unconditional side is zeros instead of the encoded empty
+        text (SDXL base).
     distilled:     trained to run without guidance.
     """
 
@@ -79,13 +84,28 @@ class Spec:
         return self.arch.first_stage.factor * self.arch.unet.divisor
 
 
-_PLAIN = ("name", "prediction", "schedule", "sigma_data", "x0_clamp", "zero_negative", "distilled", "licence", "credits", "note")
+_PLAIN = (
+    "name",
+    "prediction",
+    "schedule",
+    "sigma_data",
+    "x0_clamp",
+    "zero_negative",
+    "distilled",
+    "licence",
+    "credits",
+    "note",
+)
 
 
 def spec_to_json(spec: Spec) -> str:
-    """Return the Spec as one line of JSON; where its weights came from is left out, so that equal models give equal bytes."""
+    """Return the Spec as one line of JSON; where its weights came from is left out, so that equal models give
+    equal bytes."""
     data: dict[str, Any] = {"format": FORMAT}
-    data |= {name: getattr(spec, name) for name in _PLAIN if getattr(spec, name) not in (None, "", False, 1.0)}
+    for name in _PLAIN:
+        value = getattr(spec, name)
+        if value is not None and value is not False and value != "":
+            data[name] = value
     data["arch"] = arch_to_json(spec.arch)
     data["defaults"] = dataclasses.asdict(spec.defaults)
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
@@ -104,7 +124,9 @@ def spec_from_json(text: str, path: Path) -> Spec:
     if not isinstance(data, dict):
         raise _bad(path, "is not a JSON object")
     if data.get("format") != FORMAT:
-        raise ModelError(f"model '{path.name}' was written by another version of ddgen", "update ddgen", id="model.spec")
+        raise ModelError(
+            f"model '{path.name}' was written by another version of ddgen", "update ddgen", id="model.spec"
+        )
     fields = {name: data.pop(name) for name in _PLAIN if name in data}
     arch = arch_from_json(data.pop("arch", None))
     defaults = defaults_from(data.pop("defaults", {}), path)
@@ -148,14 +170,15 @@ def defaults_from(data: Any, path: Path, base: Defaults | None = None) -> Defaul
     base = Defaults() if base is None else base
     if not isinstance(data, dict):
         raise _bad(path, "has defaults that are not a table")
-    kinds: dict[str, tuple[type, ...]] = {
-        item.name: (str,) if item.type in (str, "str") else (int,) if item.type in (int, "int") else (int, float)
-        for item in dataclasses.fields(Defaults)
-    }
+    types: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,)}
+    kinds = {item.name: types.get(item.type, (int, float)) for item in dataclasses.fields(Defaults)}
     for name, value in data.items():
         if name not in kinds:
             close = nearest(name, kinds)
-            raise _bad(path, f"has an unknown default {name[:40]!a}" + (f" (did you mean '{close}'?)" if close else ""))
+            raise _bad(
+                path,
+                f"has an unknown default {name[:40]!a}" + (f" (did you mean '{close}'?)" if close else ""),
+            )
         if not (type(value) in kinds[name] or (name == "eta" and value is None)):
             raise _bad(path, f"has a wrong default '{name}'")
         if isinstance(value, int | float) and not 0 <= value <= 1e5:
@@ -174,4 +197,8 @@ def _flat(value: Any) -> bool:
 
 
 def _bad(path: Path, reason: str) -> ModelError:
-    return ModelError(f"the settings of model '{path.name}' cannot be used: the table {reason}", "check the file", id="model.spec")
+    return ModelError(
+        f"the settings of model '{path.name}' cannot be used: the table {reason}",
+        "check the file",
+        id="model.spec",
+    )

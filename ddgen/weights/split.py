@@ -1,7 +1,9 @@
-"""What a file holds: its tensors sorted into parts, each under the names our modules use, from the header alone. Torch-free.
+"""What a file holds: its tensors sorted into parts, each under the names our modules use, from the header
+alone. Torch-free.
 
-Prefixes of whole checkpoints are stripped, bare files (only a U-Net, only an autoencoder) are recognised, both layouts go through
-keymap.py. What belongs to no part is either known junk or unknown; nothing is dropped in silence.
+Prefixes of whole checkpoints are stripped, bare files (only a U-Net, only an autoencoder) are recognised,
+both layouts go through keymap.py. What belongs to no part is either known junk or unknown; nothing is dropped
+in silence.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,9 +31,17 @@ TEXT_PREFIXES = (
 )
 
 _ADAPTERS = (
-    ("is a LoRA adapter, not a model", "give it with --lora", ("lora_", ".lora_down.", ".lora_A.", "hada_", "lokr_", "oft_")),
+    (
+        "is a LoRA adapter, not a model",
+        "give it with --lora",
+        ("lora_", ".lora_down.", ".lora_A.", "hada_", "lokr_", "oft_"),
+    ),
     ("is a textual inversion, not a model", "give it with --embedding", ("string_to_param", "emb_params")),
-    ("is a ControlNet, not a model", "choose a checkpoint", ("control_model.", "controlnet_", "controlnet_cond_embedding")),
+    (
+        "is a ControlNet, not a model",
+        "choose a checkpoint",
+        ("control_model.", "controlnet_", "controlnet_cond_embedding"),
+    ),
     ("is an IP-Adapter, not a model", "choose a checkpoint", ("image_proj.", "ip_adapter.")),
     ("is a T2I-Adapter, not a model", "choose a checkpoint", ("adapter.body.", "body.0.resnets")),
 )
@@ -39,7 +49,8 @@ _ADAPTERS = (
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a part, not yet read: the file, how it is made from the file's tensors, its shape, the name of its scale if it is fp8."""
+    """A tensor of a part, not yet read: the file, how it is made from the file's tensors, its shape, the name
+    of its scale if it is fp8."""
 
     header: Header
     take: Take
@@ -56,7 +67,8 @@ Part = dict[str, Stored]
 
 @dataclass(frozen=True)
 class Split:
-    """One file, sorted. parts: "unet", "first_stage", "text.0", "text.1"; text: (prefix, layout) of each tower; ema: a second U-Net."""
+    """One file, sorted. parts: "unet", "first_stage", "text.0", "text.1"; text: (prefix, layout) of each
+    tower; ema: a second U-Net."""
 
     layout: str
     parts: dict[str, Part]
@@ -73,7 +85,11 @@ def split(header: Header) -> Split:
         ModelError: an adapter, or nothing that ddgen knows.
     """
     left = set(header.tensors)
-    scales = {name.removesuffix(".scale_weight") + ".weight": name for name in left if name.endswith(".scale_weight")}
+    scales = {
+        name.removesuffix(".scale_weight") + ".weight": name
+        for name in left
+        if name.endswith(".scale_weight")
+    }
     left -= set(scales.values())
     parts: dict[str, Part] = {}
     layouts = set()
@@ -120,28 +136,40 @@ def unet_part(names: Iterable[str], prefix: str, stored: Store) -> tuple[str, Pa
         mapping = {name: native for name, native in keymap.contiguous(bare).items() if _known_ldm(native)}
         return "ldm", {native: stored(Take((prefix + name,))) for name, native in mapping.items()}
     outline = Outline.of_diffusers(bare)
-    table = keymap.invert(keymap.unet_table(outline, "class_embedding")) | keymap.invert(keymap.unet_table(outline))
+    table = keymap.invert(keymap.unet_table(outline, "class_embedding")) | keymap.invert(
+        keymap.unet_table(outline)
+    )
     renamed = {name: keymap.rename(name, table) for name in bare}
-    return "diffusers", {native: stored(Take((prefix + name,))) for name, native in renamed.items() if native is not None}
+    return "diffusers", {
+        native: stored(Take((prefix + name,))) for name, native in renamed.items() if native is not None
+    }
 
 
 def first_stage_part(names: Iterable[str], prefix: str, stored: Store) -> tuple[str, Part]:
     """Return the layout and the tensors of an autoencoder, large or tiny, whose keys start with `prefix`."""
     bare = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    bare = [name for name in bare if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))]
+    bare = [
+        name for name in bare if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
+    ]
     part: Part = {}
     if any(".layers." in name for name in bare):
-        return "diffusers", {keymap.tiny_name(name, layout="ldm"): stored(Take((prefix + name,))) for name in bare}
+        return "diffusers", {
+            keymap.tiny_name(name, layout="ldm"): stored(Take((prefix + name,))) for name in bare
+        }
     if any(name.split(".")[1].isdigit() for name in bare):
         return "ldm", {name: stored(Take((prefix + name,))) for name in bare}
     if not any(".down_blocks." in name or ".up_blocks." in name for name in bare):
         for name in bare:
             part[name] = stored(Take((prefix + name,), rank=keymap.kl_rank(name, "ldm")))
         return "ldm", part
-    levels = 1 + max(int(name.split(".")[2]) for name in bare if "_blocks." in name and name.split(".")[2].isdigit())
+    levels = 1 + max(
+        int(name.split(".")[2]) for name in bare if "_blocks." in name and name.split(".")[2].isdigit()
+    )
     blocks = len({name.split(".")[4] for name in bare if name.startswith("encoder.down_blocks.0.resnets.")})
     if not blocks:
-        blocks = len({name.split(".")[4] for name in bare if name.startswith("decoder.up_blocks.0.resnets.")}) - 1
+        blocks = (
+            len({name.split(".")[4] for name in bare if name.startswith("decoder.up_blocks.0.resnets.")}) - 1
+        )
     table = keymap.invert(keymap.kl_table(KLConfig(channel_mult=(1,) * levels, num_res_blocks=blocks)))
     for name in bare:
         modern = name
@@ -154,7 +182,8 @@ def first_stage_part(names: Iterable[str], prefix: str, stored: Store) -> tuple[
 
 
 def text_part(names: Iterable[str], prefix: str, layout: str, stored: Store) -> Part:
-    """Return the tensors of a text tower whose keys start with `prefix`; the projection of layout "hf" lies beside `text_model.`."""
+    """Return the tensors of a text tower whose keys start with `prefix`; the projection of layout "hf" lies
+    beside `text_model.`."""
     part: Part = {}
     beside = prefix.removesuffix("text_model.") + "text_projection.weight"
     for name in names:
@@ -189,20 +218,36 @@ def _is_unet(names: set[str]) -> bool:
 
 
 def _is_first_stage(names: set[str]) -> bool:
-    heads = ("encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.layers.0.weight", "decoder.layers.0.weight")
+    heads = (
+        "encoder.conv_in.weight",
+        "decoder.conv_in.weight",
+        "encoder.layers.0.weight",
+        "decoder.layers.0.weight",
+    )
     return any(name in names for name in (*heads, "encoder.0.weight", "decoder.1.weight"))
 
 
 def _known_ldm(name: str) -> bool:
-    return name.startswith(("input_blocks.", "middle_block.", "output_blocks.", "out.", "time_embed.", "label_emb.", "guidance_proj."))
+    return name.startswith(
+        (
+            "input_blocks.",
+            "middle_block.",
+            "output_blocks.",
+            "out.",
+            "time_embed.",
+            "label_emb.",
+            "guidance_proj.",
+        )
+    )
 
 
 def _refuse_stranger(path: Path, names: Iterable[str]) -> None:
     for message, hint, marks in _ADAPTERS:
         if any(mark in name for name in names for mark in marks):
             raise ModelError(f"model '{path.name}' {message}", hint, id="model.adapter")
+    first = min(names, default="none")
     raise ModelError(
-        f"model '{path.name}' holds nothing that ddgen knows (first tensor: {next(iter(sorted(names)), 'none')!a})",
+        f"model '{path.name}' holds nothing that ddgen knows (first tensor: {first!a})",
         "give a Stable Diffusion checkpoint",
         id="model.unknown",
     )
