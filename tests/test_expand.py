@@ -284,4 +284,4 @@ def test_hostile_texts_take_linear_time(text):
     PLAIN.pick(text, 0)
     with contextlib.suppress(InputError):
         PLAIN.expand(text)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 15  # seconds; what is quadratic takes minutes

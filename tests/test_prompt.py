@@ -217,7 +217,7 @@ def test_escaped_text_is_itself(text):
 def test_hostile_texts_take_linear_time(text):
     began = time.process_time()
     parse(text), schedule(text, 20), compose(text, 20)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 15  # seconds; what is quadratic takes minutes
 
 
 def test_tokens_carry_the_weight_of_their_run():

@@ -173,6 +173,14 @@ def test_comma_backtrack(comma, first):
     assert cuts(ids) == [(0, first), (first, 100)]
 
 
+def test_a_learnt_word_is_not_torn():
+    word = [49408, 49409, 49410]
+    assert cuts([320] * 73 + word + [320]) == [(0, 73), (73, 77)]
+    assert cuts([320] * 60 + [COMMA_ID] + [320] * 12 + word) == [(0, 73), (73, 76)]
+    assert cuts([320] * 72 + word + [320]) == [(0, 75), (75, 76)]
+    assert cuts(list(range(49408, 49408 + 100))) == [(0, 75), (75, 100)]
+
+
 def test_comma_after_the_window_outweighs_one_inside():
     ids = [320] * 100
     ids[60] = ids[75] = COMMA_ID
@@ -205,7 +213,7 @@ def test_missing_and_damaged_vocabulary(tmp_path, monkeypatch):
 
 def test_needs_no_torch_no_home_and_writes_nothing(tmp_path):
     code = (
-        "import sys; from ddgen.text.tokens import Tokenizer; print(Tokenizer().encode('a b'));"
+        "import sys; import ddgen.text.chunks; from ddgen.text.tokens import Tokenizer; print(Tokenizer().encode('a b'));"
         "assert not {'torch', 'open_clip', 'transformers'} & set(sys.modules)"
     )
     environment = {

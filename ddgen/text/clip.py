@@ -60,7 +60,7 @@ class Embeddings(nn.Module):
         return self._tokens(ids) + self.position_embedding.weight[: ids.shape[1]]
 
     def _tokens(self, ids: Tensor) -> Tensor:
-        """Return the tokens' vectors; ids beyond the vocabulary are rows of `learnt`, so that the table is never copied."""
+        """Return the tokens' vectors; ids beyond the vocabulary are rows of `learnt`: the table stays as it is."""
         if self.learnt is None:
             return self.token_embedding(ids)
         known = self.token_embedding.num_embeddings
@@ -182,7 +182,11 @@ class TextEncoder(nn.Module):
             UsageError: the towers are another library's.
         """
         if words and not all(isinstance(tower, CLIPTextModel) for tower in self.towers):
-            raise UsageError("embeddings need ddgen's own text towers", "use --text-backend native", id="usage.text-backend")
+            raise UsageError(
+                "embeddings need ddgen's own text towers",
+                "use --text-backend native",
+                id="usage.text-backend",
+            )
         first = max(tower.config.vocab_size for tower in self.towers) if words else 0
         ids: dict[str, range] = {}
         for word, vectors in words.items():

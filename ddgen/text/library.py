@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ddgen.errors import choose
-from ddgen.text.clip import TextEncoder, TextStates, at_first_end
+from ddgen.text.clip import TextEncoder, TextStates, Tower, at_first_end
 from ddgen.text.config import CLIPConfig, TowerSpec
 from ddgen.text.tokens import END_ID, Tokenizer
 
 State = Mapping[str, Tensor]
 
 
-class TransformersTower(nn.Module):
+class TransformersTower(Tower):
     """transformers' tower. Without a projection in the checkpoint it gets the identity."""
 
     def __init__(self, config: CLIPConfig, state: State) -> None:
@@ -53,7 +53,7 @@ class TransformersTower(nn.Module):
         return TextStates(list(out.hidden_states), out.last_hidden_state, out.text_embeds)
 
 
-class OpenClipTower(nn.Module):
+class OpenClipTower(Tower):
     """open_clip's tower; its states are caught by hooks, which hold across its versions."""
 
     def __init__(self, config: CLIPConfig, state: State) -> None:

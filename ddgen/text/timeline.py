@@ -104,7 +104,7 @@ def _read(text: str) -> _Region:
 
 def _stray(stack: list[_Open]) -> list[_Hole]:
     """Take all open brackets for text, and return what was found inside them."""
-    holes = []
+    holes: list[_Hole] = []
     for group in stack:
         if "|" in group.separators:
             raise _Literal

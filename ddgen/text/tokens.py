@@ -14,8 +14,8 @@ Nothing is cached on disk: building from that file takes 70 ms, reading a saved 
 
 import gzip
 import importlib.util
-import re
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -89,10 +89,15 @@ class Tokenizer:
         self._pattern: re.Pattern[str] | None = None
 
     def learn(self, words: Mapping[str, Sequence[int]]) -> None:
-        """Give whole words ids of their own, in place of all learnt before. Case does not matter; the longest word wins."""
+        """Give whole words ids of their own, in place of all learnt before.
+
+        Case does not matter; the longest word wins.
+        """
         self._words = {word.lower(): tuple(ids) for word, ids in words.items()}
         longest_first = sorted(self._words, key=len, reverse=True)
-        choices = "|".join(rf"{_edge(word[:1], '<!')}{re.escape(word)}{_edge(word[-1:], '!')}" for word in longest_first)
+        choices = "|".join(
+            rf"{_edge(word[:1], '<!')}{re.escape(word)}{_edge(word[-1:], '!')}" for word in longest_first
+        )
         self._pattern = re.compile(f"({choices})", re.IGNORECASE) if choices else None
 
     def encode(self, text: str) -> list[int]:
@@ -185,13 +190,18 @@ def cuts(ids: Sequence[int]) -> list[tuple[int, int]]:
     """Return where to cut ids into chunks, as (start, stop) pairs; at least one.
 
     A full chunk ends after its last comma if that is among its last 20 tokens, so that a phrase is not torn;
-    not so when the next token is itself a comma.
+    not so when the next token is itself a comma. A learnt word of several ids is not torn either, if it is
+    shorter than a chunk.
     """
     pairs = []
     start = 0
     while len(ids) - start > BODY:
         stop = start + BODY
-        if ids[stop] != COMMA_ID:
+        while stop > start and END_ID < ids[stop - 1] == ids[stop] - 1:
+            stop -= 1
+        if stop == start:
+            stop = start + BODY
+        elif stop == start + BODY and ids[stop] != COMMA_ID:
             near = range(stop - 1, stop - BACKTRACK - 1, -1)
             stop = next((place + 1 for place in near if ids[place] == COMMA_ID), stop)
         pairs.append((start, stop))
