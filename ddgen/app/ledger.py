@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from ddgen.errors import BusyError, InputError, OutputError
 from ddgen.io import files
 
 SCHEMA = "ddgen/1"
+MAX_LINE = 64 * 1024  # bytes
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,12 @@ class Ledger:
         self.bad_lines = 0
         self._torn = False
         try:
-            with open(path, "rb") as file:
-                for line in file:
+            with open(
+                os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb"
+            ) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file")
+                while line := file.readline(MAX_LINE):
                     self._read(line)
         except FileNotFoundError:
             pass
@@ -117,7 +123,9 @@ class Ledger:
         self._torn = not line.endswith(b"\n")
         try:
             record = json.loads(line)
-            if record["type"] == "image" and record["schema"] == SCHEMA:
+            if record["schema"] != SCHEMA:
+                raise ValueError("another version's")
+            if record["type"] == "image":
                 self.ids.add(bytes.fromhex(record["id"]))
         except (ValueError, KeyError, TypeError, RecursionError):
             self.bad_lines += 1

@@ -113,7 +113,7 @@ def _looks_like_utf16(line: bytes) -> bool:
         return True
     head = line[:64]
     nuls = sorted((head[::2].count(0), head[1::2].count(0)))
-    return len(head) >= 4 and nuls[0] == 0 and nuls[1] * 5 >= len(head)
+    return len(head) >= 4 and nuls[0] == 0 and nuls[1] * 5 >= len(head) * 2
 
 
 def _parse(
@@ -217,6 +217,9 @@ def _open(path: str) -> BinaryIO:
         raise InputError(
             f"{name}: no such file", "check the path or use '-' for standard input", id="prompts.missing"
         ) from None
+    except IsADirectoryError:
+        mend = f"name the files in it: {path.rstrip('/')}/*.txt"
+        raise InputError(f"{name}: is a directory", mend, id="prompts.unreadable") from None
     except (OSError, ValueError) as error:
         reason = (
             error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not a file name"
@@ -227,13 +230,6 @@ def _open(path: str) -> BinaryIO:
     mode = os.fstat(file.fileno()).st_mode
     if stat.S_ISREG(mode):
         return file
-    if stat.S_ISDIR(mode):
-        file.close()
-        raise InputError(
-            f"{name}: is a directory",
-            f"name the files in it: {path.rstrip('/')}/*.txt",
-            id="prompts.unreadable",
-        )
     spool = tempfile.TemporaryFile()
     while chunk := file.read(_SPOOL_BYTES):
         spool.write(chunk)
