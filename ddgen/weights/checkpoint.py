@@ -42,7 +42,7 @@ DTYPES = {
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-SHOWN = 5  # names listed in a report
+SHOWN = 3  # names listed in a report
 
 
 def load_module(
