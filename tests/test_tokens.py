@@ -213,7 +213,8 @@ def test_missing_and_damaged_vocabulary(tmp_path, monkeypatch):
 
 def test_needs_no_torch_no_home_and_writes_nothing(tmp_path):
     code = (
-        "import sys; import ddgen.text.chunks; from ddgen.text.tokens import Tokenizer; print(Tokenizer().encode('a b'));"
+        "import sys; import ddgen.text.chunks; from ddgen.text.tokens import Tokenizer;"
+        "print(Tokenizer().encode('a b'));"
         "assert not {'torch', 'open_clip', 'transformers'} & set(sys.modules)"
     )
     environment = {

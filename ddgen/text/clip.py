@@ -60,7 +60,7 @@ class Embeddings(nn.Module):
         return self._tokens(ids) + self.position_embedding.weight[: ids.shape[1]]
 
     def _tokens(self, ids: Tensor) -> Tensor:
-        """Return the tokens' vectors; ids beyond the vocabulary are rows of `learnt`: the table stays as it is."""
+        """Return the tokens' vectors; ids beyond the vocabulary are rows of `learnt`."""
         if self.learnt is None:
             return self.token_embedding(ids)
         known = self.token_embedding.num_embeddings
