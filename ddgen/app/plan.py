@@ -186,7 +186,7 @@ def _shared(request: Request, spec: Spec) -> dict[str, object]:
     _in_range("--scale", request.scale, 1, MAX_SCALE)
     if width * height * request.scale**2 > MAX_RESULT_PIXELS:
         raise UsageError(
-            f"{width * request.scale}x{height * request.scale} is over the limit of 64 megapixels for a result",
+            f"{width * request.scale}x{height * request.scale} is over the 64 megapixel limit of a result",
             f"use at most --scale {math.isqrt(MAX_RESULT_PIXELS // (width * height))}",
             id="usage.scale",
         )

@@ -11,8 +11,11 @@ import os
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ddgen.cli import process
 from ddgen.errors import DdgenError
@@ -40,15 +43,43 @@ def configure(*, color: str, quiet: bool, verbose: int, json: bool) -> None:
     manners.color, manners.quiet, manners.verbose, manners.json = color, quiet, verbose, json
 
 
+class Live(Protocol):
+    """Something that stays on the screen and must step aside while a line is printed."""
+
+    def hide(self) -> None: ...
+
+    def show(self) -> None: ...
+
+
+_live: list[Live] = []
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Take what is live off the screen for as long as a line is printed."""
+    for part in _live:
+        part.hide()
+    yield
+    for part in _live:
+        part.show()
+
+
+def keep_live(part: Live | None) -> None:
+    """Have `part` step aside whenever something is printed; None: nothing is live any more."""
+    _live[:] = [] if part is None else [part]
+
+
 def out(text: str, *, end: str = "\n") -> None:
     """Print a result."""
     shown = safe(text) if process.is_terminal(1) else text
-    process.write_output(os.fsencode(shown + end))
+    with aside():
+        process.write_output(os.fsencode(shown + end))
 
 
 def out_json(data: dict[str, object]) -> None:
     """Print a result as one line of ASCII JSON."""
-    process.write_output((json.dumps({"schema": "ddgen/1", **data}) + "\n").encode())
+    with aside():
+        process.write_output((json.dumps({"schema": "ddgen/1", **data}) + "\n").encode())
 
 
 def out_bytes(data: bytes) -> None:
@@ -59,7 +90,8 @@ def out_bytes(data: bytes) -> None:
 def say(text: str) -> None:
     """Tell the user something that is no result."""
     if not manners.quiet:
-        process.write_error(f"{safe(text)}\n")
+        with aside():
+            process.write_error(f"{safe(text)}\n")
 
 
 def page(text: str) -> None:
@@ -77,10 +109,11 @@ def warn(text: str) -> None:
     """Tell the user of something that may surprise."""
     if manners.quiet:
         return
+    line = f"ddgen: {paint('warning:', '33')} {safe(text)}"
     if manners.json:
-        process.write_error(json.dumps({"schema": "ddgen/1", "type": "warning", "message": text}) + "\n")
-    else:
-        process.write_error(f"ddgen: {paint('warning:', '33')} {safe(text)}\n")
+        line = json.dumps({"schema": "ddgen/1", "type": "warning", "message": text})
+    with aside():
+        process.write_error(line + "\n")
 
 
 def fail(error: DdgenError) -> int:

@@ -173,6 +173,11 @@ class Stdout:
         return _output
 
 
+def divert_prints() -> None:
+    """Send to standard error whatever prints: results go through `write_output`."""
+    sys.stdout = sys.stderr
+
+
 def guard_stdout() -> None:
     """Let `print` fail loudly where its text would be lost."""
     sys.stdout = Stdout()  # type: ignore[assignment]  # the part of TextIO that print, click and rich use

@@ -103,13 +103,23 @@ class BarProgress(Progress):
         self._bar: rich.progress.Progress = Progress(*columns, console=screen, transient=True)
         self._task = self._bar.add_task("", total=self.total or None)
         process.at_end(lambda: "\r\x1b[2K\x1b[?25h")  # a signal leaves no half bar and no hidden cursor
-        self._bar.start()
+        self.show()
+        console.keep_live(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        console.keep_live(None)
+        self.hide()
+
+    def hide(self) -> None:
+        """Leave the screen."""
         self._bar.stop()
+
+    def show(self) -> None:
+        """Come back."""
+        self._bar.start()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         super().advance(count, note)

@@ -1,6 +1,6 @@
 """What a picture says about itself: the settings that make it again, and that a machine made it.
 
-    parameters            A1111's text, for people and sites: prompt, negative prompt, "Steps: 25, Sampler: ..."
+    parameters            A1111's text, for people and sites: prompts, then "Steps: 25, Sampler: ..."
     ddgen                 canonical JSON (sorted keys, ASCII), the truth: `parse` reads it back exactly
     XML:com.adobe.xmp     IPTC DigitalSourceType trainedAlgorithmicMedia
 
