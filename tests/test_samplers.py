@@ -39,6 +39,14 @@ def karras(steps: int, high: float = HIGH, low: float = LOW) -> list[float]:
     return [(high ** (1 / 3) + i / steps * (low ** (1 / 3) - high ** (1 / 3))) ** 3 for i in range(steps + 1)]
 
 
+def uneven(steps: int, high: float = HIGH, low: float = LOW) -> list[float]:
+    """Steps of 1 and 3 parts in log sigma by turns: a multistep weight that ignores the ratio loses its order."""
+    parts = [0]
+    for i in range(steps):
+        parts.append(parts[-1] + (1 if i % 2 else 3))
+    return [high * (low / high) ** (part / parts[-1]) for part in parts]
+
+
 def even(steps: int, high: float = HIGH, low: float = LOW) -> list[float]:
     return [high + i / steps * (low - high) for i in range(steps + 1)]
 
@@ -50,21 +58,21 @@ def last(steps) -> Step:
 # Deterministic form, order, grid. PLMS has constant coefficients: four where steps are even in sigma, else
 # two.
 ORDERS = {
-    "ddim": (SAMPLERS["ddim"].fn, 1, karras),
-    "euler": (SAMPLERS["euler"].fn, 1, karras),
-    "euler_ancestral": (partial(SAMPLERS["euler_ancestral"].fn, eta=0.0), 1, karras),
-    "heun": (SAMPLERS["heun"].fn, 2, karras),
-    "dpm2": (SAMPLERS["dpm2"].fn, 2, karras),
+    "ddim": (SAMPLERS["ddim"].fn, 1, uneven),
+    "euler": (SAMPLERS["euler"].fn, 1, uneven),
+    "euler_ancestral": (partial(SAMPLERS["euler_ancestral"].fn, eta=0.0), 1, uneven),
+    "heun": (SAMPLERS["heun"].fn, 2, uneven),
+    "dpm2": (SAMPLERS["dpm2"].fn, 2, uneven),
     "plms": (SAMPLERS["plms"].fn, 2, karras),
     "plms, even": (SAMPLERS["plms"].fn, 4, even),
-    "lms 1": (partial(SAMPLERS["lms"].fn, order=1), 1, karras),
-    "lms 2": (partial(SAMPLERS["lms"].fn, order=2), 2, karras),
-    "dpmpp_2s": (partial(dpmpp_2s_ancestral, eta=0.0), 2, karras),
-    "dpmpp_2m": (SAMPLERS["dpmpp_2m"].fn, 2, karras),
-    "dpmpp_sde": (partial(SAMPLERS["dpmpp_sde"].fn, eta=0.0), 2, karras),
-    "dpmpp_2m_sde": (partial(SAMPLERS["dpmpp_2m_sde"].fn, eta=0.0), 2, karras),
-    "dpmpp_2m_sde_heun": (partial(SAMPLERS["dpmpp_2m_sde_heun"].fn, eta=0.0), 2, karras),
-    "dpmpp_3m_sde": (partial(SAMPLERS["dpmpp_3m_sde"].fn, eta=0.0), 2, karras),
+    "lms 1": (partial(SAMPLERS["lms"].fn, order=1), 1, uneven),
+    "lms 2": (partial(SAMPLERS["lms"].fn, order=2), 2, uneven),
+    "dpmpp_2s": (partial(dpmpp_2s_ancestral, eta=0.0), 2, uneven),
+    "dpmpp_2m": (SAMPLERS["dpmpp_2m"].fn, 2, uneven),
+    "dpmpp_sde": (partial(SAMPLERS["dpmpp_sde"].fn, eta=0.0), 2, uneven),
+    "dpmpp_2m_sde": (partial(SAMPLERS["dpmpp_2m_sde"].fn, eta=0.0), 2, uneven),
+    "dpmpp_2m_sde_heun": (partial(SAMPLERS["dpmpp_2m_sde_heun"].fn, eta=0.0), 2, uneven),
+    "dpmpp_3m_sde": (partial(SAMPLERS["dpmpp_3m_sde"].fn, eta=0.0), 2, uneven),
 }
 
 
@@ -113,7 +121,7 @@ def test_order_of_convergence_on_a_mixture(name, mixture_end):
     fn, order, grid = ORDERS[name]
     coarse, fine = (error(fn, grid(n), mixture, truth, start) for n in (160, 320))
     assert fine < coarse < 0.05
-    assert math.log2(coarse / fine) > order - 0.15
+    assert math.log2(coarse / fine) > order - 0.25
 
 
 # UniPC is one order above its predictor, but for the first and last steps, which are lower: started where D
@@ -181,7 +189,7 @@ def variance_error(name: str, steps: int, **options) -> float:
     """Return |variance of the result / (STD^2 + LOW^2) - 1|, exactly."""
     noise = Coordinates(2 * steps + 1)
     x = noise.start() * math.sqrt(STD**2 + HIGH**2)
-    end = last(SAMPLERS[name].fn(gaussian(STD), x, karras(steps), noise, **options)).x
+    end = last(SAMPLERS[name].fn(gaussian(STD), x, uneven(steps), noise, **options)).x
     assert noise.drawn >= steps
     return abs(end.square().sum().item() / (STD**2 + LOW**2) - 1)
 
