@@ -1,6 +1,7 @@
 """Small checkpoints of every family with random weights, as single files whose keys are written here by hand,
 not by the key table."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,3 +143,25 @@ def small_file(
     state = {key: value.to(dtype) for key, value in ldm_keys(arch, parts).items()}
     save_file(state | (extra or {}), path, metadata)
     return arch, parts
+
+
+def sparse(path, shapes, metadata=None):
+    """Write a file of the right size whose data are a hole: full-size families cost no disk."""
+    entries, offset = ({"__metadata__": metadata} if metadata else {}), 0
+    for name, shape in shapes.items():
+        size = 2 * int(torch.Size(shape).numel())
+        entries[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(entries).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+
+
+def full_size(name):
+    """Return the keys and shapes of a whole checkpoint of a family, as published."""
+    arch = FAMILIES[name]
+    with torch.device("meta"):
+        parts = {"unet": UNet(arch.unet), "first_stage": AutoencoderKL(arch.first_stage)}
+        parts |= {f"text.{i}": CLIPTextModel(tower.config) for i, tower in enumerate(arch.text)}
+        return {key: tuple(value.shape) for key, value in ldm_keys(arch, parts).items()}

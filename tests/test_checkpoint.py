@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import FAMILY_NAMES, ldm_keys, modules, small_arch, small_file, small_spec
+from small import FAMILY_NAMES, full_size, modules, small_arch, small_file, small_spec, sparse
 
 from ddgen.errors import ModelError, NumericsError
 from ddgen.nets.unet import UNet
@@ -65,32 +65,6 @@ def test_the_architecture_is_read_from_shapes(name, tmp_path):
     for tower, expected in zip(found.text, arch.text, strict=True):
         assert tower.config.width == expected.config.width and tower.config.layers == expected.config.layers
         assert (tower.prefix, tower.layout) == (expected.prefix, expected.layout)
-
-
-def sparse(path, shapes, metadata=None):
-    """Write a file of the right size whose data are a hole: full-size families cost no disk."""
-    import json
-
-    entries, offset = ({"__metadata__": metadata} if metadata else {}), 0
-    for name, shape in shapes.items():
-        size = 2 * int(torch.Size(shape).numel())
-        entries[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(entries).encode()
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + offset)
-
-
-def full_size(name):
-    arch = FAMILIES[name]
-    with torch.device("meta"):
-        from ddgen.nets.vae import AutoencoderKL
-        from ddgen.text.clip import CLIPTextModel
-
-        parts = {"unet": UNet(arch.unet), "first_stage": AutoencoderKL(arch.first_stage)}
-        parts |= {f"text.{i}": CLIPTextModel(tower.config) for i, tower in enumerate(arch.text)}
-        return {key: tuple(value.shape) for key, value in ldm_keys(arch, parts).items()}
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "PLAYGROUND"])

@@ -1,207 +1,50 @@
-"""Names of models -> Specs, from weights.toml. Torch-free.
+"""Names of models and paths of files -> Specs. Torch-free.
 
-    [sd15]
-    aliases = ["sd1.5"]
-    arch = "SD15"                       # a constant of arch.py; left out where the file's own header tells
-    repo = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    file = "v1-5-pruned-emaonly.safetensors"
-    prediction = "eps"
-    licence = "creativeml-openrail-m"
-    defaults = { width = 512, height = 512, steps = 25, guidance = 7.5 }
-
-Instead of repo and file: `path` (relative to the weights.toml that says so) or `packaged` (inside ddgen).
-Entries of --weights-file, $DDGEN_WEIGHTS and the user's config directory, in this order, go before the
-packaged ones; the current directory is never read.
+A name or an alias of weights.toml (entries.py), `org/repo[@revision][:file]` of the hub (hub.py), or the path
+of a file or folder: one with a Spec of its own says everything itself, any other is described by its shapes
+and config files and takes the defaults of the first entry of its family.
 """
 
 import os
-import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ddgen.errors import InputError, ModelError, nearest
-from ddgen.weights import spec
+from ddgen.errors import ModelError, nearest
+from ddgen.weights import hub, spec
 from ddgen.weights.arch import FAMILIES, Arch
+from ddgen.weights.entries import (
+    PACKAGE,
+    VARIABLE,
+    Entry,
+    entries,
+    packaged_file,
+    read_entries,
+    user_config_dir,
+    weights_files,
+)
 from ddgen.weights.layout import Checkpoint, open_checkpoint
 from ddgen.weights.spec import Defaults, Source, Spec
 
-PACKAGE = Path(__file__).resolve().parents[1]
-VARIABLE = "DDGEN_WEIGHTS"
-FILE = "weights.toml"
+__all__ = [
+    "PACKAGE",
+    "VARIABLE",
+    "Entry",
+    "Spec",
+    "default_name",
+    "describe",
+    "entries",
+    "entry_of",
+    "find",
+    "find_vae",
+    "hub_source",
+    "packaged_file",
+    "read_entries",
+    "resolve",
+    "user_config_dir",
+    "weights_files",
+]
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One table of a weights.toml, checked but not resolved.
-
-    kind: "model", or "vae": an autoencoder alone. said: the plain fields of a Spec that it sets.
-    """
-
-    name: str
-    home: Path
-    kind: str = "model"
-    aliases: tuple[str, ...] = ()
-    arch: str | None = None
-    said: dict[str, Any] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
-    source: Source = field(default_factory=Source)
-    commercial: bool = True
-    default: bool = False
-    title: str = ""
-
-
-_SAID = (
-    "prediction",
-    "schedule",
-    "sigma_data",
-    "x0_clamp",
-    "zero_negative",
-    "distilled",
-    "licence",
-    "credits",
-    "note",
-)
-_SOURCE = ("path", "packaged", "repo", "file", "revision", "sha256", "size")
-_OWN = ("kind", "aliases", "arch", "defaults", "commercial", "default", "title")
-_TEXT = (
-    "kind",
-    "arch",
-    "path",
-    "packaged",
-    "repo",
-    "file",
-    "revision",
-    "sha256",
-    "title",
-    "prediction",
-    "licence",
-    "credits",
-    "note",
-)
-_FLAGS = ("commercial", "default", "zero_negative", "distilled")
-
-
-def weights_files(weights_file: str | Path | None = None) -> list[Path]:
-    """Return the weights.toml files to read, the first to win first.
-
-    Raises:
-        InputError: one that was named is not there.
-    """
-    found = []
-    for named, origin in (
-        (weights_file, "--weights-file"),
-        (os.environ.get(VARIABLE) or None, f"${VARIABLE}"),
-    ):
-        if named is not None:
-            if not Path(named).is_file():
-                raise InputError(
-                    f"{origin} '{named}' is not a file", "check the path", id="input.weights-file"
-                )
-            found.append(Path(named))
-    user = user_config_dir() / FILE
-    if user.is_file():
-        found.append(user)
-    return [*found, packaged_file()]
-
-
-def packaged_file() -> Path:
-    """Return the weights.toml that came with ddgen: package data of a wheel, or at the root of the
-    checkout."""
-    inside = PACKAGE / FILE
-    return inside if inside.is_file() else PACKAGE.parent / FILE
-
-
-def user_config_dir() -> Path:
-    """Return the directory of the user's own settings."""
-    import platformdirs
-
-    return Path(platformdirs.user_config_dir("ddgen", appauthor=False))
-
-
-def entries(weights_file: str | Path | None = None) -> dict[str, Entry]:
-    """Return every known entry by name; an entry of an earlier file hides one of the same name.
-
-    Raises:
-        InputError: a file that is not TOML, or an entry with a wrong field.
-    """
-    found: dict[str, Entry] = {}
-    for path in weights_files(weights_file):
-        for entry in read_entries(path):
-            found.setdefault(entry.name, entry)
-    return found
-
-
-def read_entries(path: Path) -> Iterator[Entry]:
-    """Yield the entries of one weights.toml.
-
-    Raises:
-        InputError: not TOML, or an entry with a wrong field.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(
-            f"'{path}' cannot be read: {error}", "mend the file", id="input.weights-file"
-        ) from None
-    for name, table in tables.items():
-        yield _entry(path, name, table)
-
-
-def _entry(path: Path, name: str, table: Any) -> Entry:
-    def wrong(reason: str) -> InputError:
-        return InputError(f"'{path}': entry '{name}' {reason}", "mend the file", id="input.weights-file")
-
-    if not isinstance(table, dict):
-        raise wrong("is not a table")
-    known = (*_SAID, *_SOURCE, *_OWN)
-    for key, value in table.items():
-        if key not in known:
-            close = nearest(key, known)
-            raise wrong(f"has an unknown field '{key}'" + (f"; did you mean '{close}'?" if close else ""))
-        if (key in _TEXT and not isinstance(value, str)) or (key in _FLAGS and not isinstance(value, bool)):
-            raise wrong(f"has a wrong '{key}'")
-    if "arch" in table and table["arch"] not in FAMILIES:
-        raise wrong(f"has arch '{table['arch']}', known are {', '.join(FAMILIES)}")
-    aliases = table.get("aliases", [])
-    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
-        raise wrong("has aliases that are not a list of names")
-    digest = table.get("sha256")
-    if digest is not None and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
-        raise wrong("has a 'sha256' that is not 64 hex digits")
-    size = table.get("size")
-    if size is not None and (type(size) is not int or size <= 0):
-        raise wrong("has a 'size' that is not a number of bytes")
-    if sum(key in table for key in ("path", "packaged", "repo")) != 1:
-        raise wrong("must have exactly one of path, packaged, repo")
-    kind = table.get("kind", "model")
-    if kind not in ("model", "vae"):
-        raise wrong(f"has kind '{kind}', known are model and vae")
-    if kind == "model" and "repo" in table and "arch" not in table:
-        raise wrong("has a repo but no arch")
-    local = PACKAGE / table["packaged"] if "packaged" in table else None
-    if "path" in table:
-        local = path.parent / Path(table["path"]).expanduser()
-    try:
-        said = {key: table[key] for key in _SAID if key in table}
-        spec.check_fields(said, Path(name))
-        spec.defaults_from(table.get("defaults", {}), Path(name))
-    except ModelError as error:
-        raise wrong(error.message.partition(": ")[2]) from None
-    return Entry(
-        name,
-        path,
-        kind,
-        tuple(aliases),
-        table.get("arch"),
-        said,
-        table.get("defaults", {}),
-        Source(local, table.get("repo"), table.get("file"), table.get("revision"), digest, size),
-        table.get("commercial", True),
-        table.get("default", False),
-        table.get("title", ""),
-    )
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def default_name(weights_file: str | Path | None = None) -> str:
@@ -220,9 +63,15 @@ def find(model: str | None = None, *, weights_file: str | Path | None = None) ->
     known = entries(weights_file)
     if model is None:
         model = default_name(weights_file)
-    entry = known.get(model) or next((item for item in known.values() if model in item.aliases), None)
+    entry = entry_of(model, known)
     if entry is not None:
         return resolve(entry)
+    source = hub_source(model, known)
+    if source is not None:
+        path = hub.located(source)
+        if path is None:
+            raise absent(model)
+        return replace(describe(path, known), name=model, source=replace(source, path=path))
     if looks_like_path(model):
         return describe(Path(model).expanduser(), known)
     close = nearest(model, [*known, *(alias for item in known.values() for alias in item.aliases)])
@@ -230,24 +79,74 @@ def find(model: str | None = None, *, weights_file: str | Path | None = None) ->
     raise ModelError(f"model '{model}' is not in the registry", hint, id="model.unknown-name")
 
 
+def entry_of(model: str, known: dict[str, Entry]) -> Entry | None:
+    """Return the entry of a name or an alias."""
+    return known.get(model) or next((item for item in known.values() if model in item.aliases), None)
+
+
+def hub_source(model: str, known: dict[str, Entry]) -> Source | None:
+    """Return the place on the hub that a name, an alias or `org/repo[@revision][:file]` stands for; None if
+    it stands for none."""
+    entry = entry_of(model, known)
+    if entry is not None:
+        return entry.source if entry.source.repo is not None else None
+    if os.path.exists(Path(model).expanduser()) or model.lower().endswith(SUFFIXES) and ":" not in model:
+        return None
+    return hub.parse_reference(model)
+
+
+def find_vae(name: str, *, weights_file: str | Path | None = None) -> Path:
+    """Return the file of an autoencoder: an entry of kind "vae", or a path.
+
+    Raises:
+        ModelError: an unknown name, or one that is not on this machine.
+    """
+    known = entries(weights_file)
+    entry = entry_of(name, known)
+    source = hub_source(name, known)
+    path = (
+        entry.source.path
+        if entry is not None and source is None
+        else hub.located(source)
+        if source is not None
+        else None
+    )
+    if entry is not None or source is not None:
+        if path is None:
+            raise absent(name)
+        return path
+    if looks_like_path(name):
+        return Path(name).expanduser()
+    close = nearest(name, [item.name for item in known.values() if item.kind == "vae"])
+    hint = f"did you mean '{close}'?" if close else "give the path of a file, or a name of 'ddgen models'"
+    raise ModelError(f"autoencoder '{name}' is not in the registry", hint, id="model.unknown-name")
+
+
+def absent(name: str) -> ModelError:
+    """Return the error of a model that would have to be fetched first."""
+    return ModelError(
+        f"model '{name}' is not on this machine", f"get it with: ddgen models pull {name}", id="model.absent"
+    )
+
+
 def looks_like_path(model: str) -> bool:
     """Whether `model` is meant as a path: it has a separator or a weights suffix, or is there (a registry
     name goes first)."""
-    suffixes = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
     return (
         os.sep in model
         or model.startswith(("~", "."))
-        or model.lower().endswith(suffixes)
+        or model.lower().endswith(SUFFIXES)
         or os.path.exists(model)
     )
 
 
 def resolve(entry: Entry) -> Spec:
-    """Return the Spec of an entry; one without `arch` is read from its file's header, and the entry's fields
-    go before it.
+    """Return the Spec of an entry, with the place of its weights if they are on this machine.
+
+    An entry without `arch` is read from its file's header; the entry's fields go before it.
 
     Raises:
-        ModelError: the entry's file is missing or tells no Spec.
+        ModelError: the entry's file is missing, damaged, or tells no Spec.
     """
     if entry.kind != "model":
         raise ModelError(
@@ -255,13 +154,29 @@ def resolve(entry: Entry) -> Spec:
             f"give it with --vae {entry.name}",
             id="model.kind",
         )
-    if entry.arch is not None:
-        base = Spec(entry.name, FAMILIES[entry.arch])
-    else:
+    if entry.arch is None:
         assert entry.source.path is not None  # _entry asks for an arch with a repo
-        base = describe(entry.source.path, {})
+        return _declared(entry, describe(entry.source.path, {}))
+    path = hub.located(entry.source)
+    arch = FAMILIES[entry.arch] if path is None else _as_held(FAMILIES[entry.arch], path)
+    return _declared(entry, Spec(entry.name, arch, source=Source(path=path)))
+
+
+def _declared(entry: Entry, base: Spec) -> Spec:
+    """Return `base` with what the entry says."""
     defaults = replace(base.defaults, **entry.defaults)
-    return replace(base, name=entry.name, defaults=defaults, source=entry.source, **entry.said)
+    source = replace(entry.source, path=base.source.path)
+    return replace(base, name=entry.name, defaults=defaults, source=source, **entry.said)
+
+
+def _as_held(family: Arch, path: Path) -> Arch:
+    """Return a family's Arch as the copy at `path` holds it: towers may lack an unused block, or lie
+    elsewhere in the file."""
+    held = open_checkpoint(path).arch
+    if held is None or held.unet != family.unet:
+        return family  # loading will say what differs
+    stage = held.first_stage if path.is_dir() else family.first_stage
+    return replace(family, first_stage=stage, text=held.text or family.text)
 
 
 def describe(path: Path, known: dict[str, Entry]) -> Spec:
@@ -294,18 +209,8 @@ def _like(found: Checkpoint, arch: Arch, known: dict[str, Entry]) -> Spec:
     wanted = found.said.get("prediction")
     fitting = [entry for entry in family if wanted in (None, entry.said.get("prediction", "eps"))]
     for entry in fitting or family:
-        base = resolve(entry)
-        return (
-            replace(base, licence="", credits="", note="", distilled=False)
-            if entry in fitting
-            else replace(
-                base, licence="", credits="", note="", distilled=False, schedule=dict(spec.SCALED_LINEAR)
-            )
-        )
+        base = _declared(entry, Spec(entry.name, arch))
+        schedule = base.schedule if entry in fitting else dict(spec.SCALED_LINEAR)
+        return replace(base, licence="", credits="", note="", distilled=False, schedule=schedule)
     width = 64 * arch.first_stage.factor
     return Spec(arch.name, arch, defaults=Defaults(width=width, height=width))
-
-
-def spec_field_names() -> tuple[str, ...]:
-    """Return the names a weights.toml entry may use."""
-    return (*_SAID, *_SOURCE, *_OWN, *(item.name for item in fields(Defaults)))
