@@ -1,6 +1,8 @@
-"""What the parity tests share: weights that hide nothing, and the names diffusers gives to the same parameters.
+"""What the parity tests share: weights that hide nothing, and the names diffusers gives to the same
+parameters.
 
-The renaming here is written on its own, from the order of execution, so that it also checks the program's key table.
+The renaming here is written on its own, from the order of execution, so that it also checks the program's key
+table.
 """
 
 import re
@@ -15,7 +17,8 @@ TOLERANCE = 1e-7
 
 
 def redraw(module: nn.Module, seed: int) -> nn.Module:
-    """Draw every parameter anew: default biases of 0 and norms of 1 would hide a wrong order or a missing term."""
+    """Draw every parameter anew: default biases of 0 and norms of 1 would hide a wrong order or a missing
+    term."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(module.named_parameters()):
@@ -81,7 +84,10 @@ def unet_places(config: UNetConfig) -> Iterator[tuple[str, str]]:
 
 def unet_state(network: nn.Module, config: UNetConfig, *, vector: str = "add_embedding") -> dict[str, Tensor]:
     """Return a UNet's weights under diffusers' names; `vector` is what the referee calls label_emb."""
-    places = dict(unet_places(config)) | {"label_emb.0.0": f"{vector}.linear_1", "label_emb.0.2": f"{vector}.linear_2"}
+    places = dict(unet_places(config)) | {
+        "label_emb.0.0": f"{vector}.linear_1",
+        "label_emb.0.2": f"{vector}.linear_2",
+    }
     state = {}
     for name, tensor in network.state_dict().items():
         prefix = max((p for p in places if name.startswith(p + ".")), key=len)
@@ -99,7 +105,10 @@ def vae_state(network: nn.Module, levels: int) -> dict[str, Tensor]:
         (r"^encoder\.down\.(\d+)\.block\.", lambda m: f"encoder.down_blocks.{m[1]}.resnets."),
         (r"^encoder\.down\.(\d+)\.downsample\.", lambda m: f"encoder.down_blocks.{m[1]}.downsamplers.0."),
         (r"^decoder\.up\.(\d+)\.block\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.resnets."),
-        (r"^decoder\.up\.(\d+)\.upsample\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.upsamplers.0."),
+        (
+            r"^decoder\.up\.(\d+)\.upsample\.",
+            lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.upsamplers.0.",
+        ),
         (r"\.mid\.block_(\d)\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}."),
         (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
         (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),

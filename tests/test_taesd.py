@@ -1,4 +1,5 @@
-"""TAESD against diffusers' AutoencoderTiny on the same random weights, in float64, and proof that the comparison can fail."""
+"""TAESD against diffusers' AutoencoderTiny on the same random weights, in float64, and proof that the
+comparison can fail."""
 
 from collections.abc import Callable
 
@@ -52,7 +53,12 @@ def block_without_last_relu(self: taesd.Block, x: Tensor) -> Tensor:
     ids=["last relu", "squash", "image range in", "image range out"],
 )
 def test_changed_mathematics_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, owner: type, attribute: str, value: Callable, encodes: bool, decodes: bool
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    attribute: str,
+    value: Callable,
+    encodes: bool,
+    decodes: bool,
 ) -> None:
     monkeypatch.setattr(owner, attribute, value)
     found = differences(4)

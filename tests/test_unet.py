@@ -1,4 +1,5 @@
-"""The U-Net against diffusers' on the same random weights, in float64; and proof that each comparison can fail."""
+"""The U-Net against diffusers' on the same random weights, in float64; and proof that each comparison can
+fail."""
 
 import math
 from collections.abc import Callable
@@ -34,20 +35,28 @@ SD1 = UNetConfig(
 )  # fmt: skip
 SDXL = UNetConfig(
     model_channels=32, channel_mult=(1, 2, 4), heads=(2, 4, 8), context_dim=40, linear_projection=True,
-    down_depth=((0, 0), (1, 1), (2, 2)), up_depth=((0, 0, 0), (1, 1, 1), (2, 2, 2)), mid_depth=2, vector_dim=20 + 6 * 8,
+    down_depth=((0, 0), (1, 1), (2, 2)), up_depth=((0, 0, 0), (1, 1, 1), (2, 2, 2)), mid_depth=2,
+    vector_dim=20 + 6 * 8,
 )  # fmt: skip
-TEXT_TIME = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 68}
+TEXT_TIME: dict[str, object] = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 68,
+    "attention_head_dim": (2, 4, 8),
+}
 CASES = {
     "sd1": Case(SD1),
     "sd2": Case(replace(SD1, linear_projection=True, heads=(2, 4, 8)), {"attention_head_dim": (2, 4, 8)}),
     "odd": Case(SD1, size=(13, 11)),
     "inpaint": Case(replace(SD1, in_channels=9)),
-    "sdxl": Case(SDXL, TEXT_TIME | {"attention_head_dim": (2, 4, 8), "transformer_layers_per_block": (1, 1, 2)}),
+    "sdxl": Case(SDXL, TEXT_TIME | {"transformer_layers_per_block": (1, 1, 2)}),
     "ssd1b": Case(
-        replace(SDXL, down_depth=((0, 0), (2, 1), (1, 2)), up_depth=((0, 0, 0), (1, 2, 1), (2, 1, 3)), mid_depth=0),
+        replace(
+            SDXL, mid_depth=0,
+            down_depth=((0, 0), (2, 1), (1, 2)), up_depth=((0, 0, 0), (1, 2, 1), (2, 1, 3)),
+        ),
         TEXT_TIME
         | {
-            "attention_head_dim": (2, 4, 8),
             "transformer_layers_per_block": [[0, 0], [2, 1], [1, 2]],
             "reverse_transformer_layers_per_block": [[2, 1, 3], [1, 2, 1], 1],
             "mid_block_type": "UNetMidBlock2D",
@@ -63,8 +72,9 @@ CASES = {
     "lcm": Case(replace(SD1, guidance_dim=12), {"time_cond_proj_dim": 12}),
     "sticker": Case(
         UNetConfig(
-            in_channels=12, out_channels=12, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, heads=(4, 4),
-            down_depth=((0,), (1,)), up_depth=((0, 0), (1, 1)), context_dim=24, vector_dim=36, position_channels=16,
+            in_channels=12, out_channels=12, model_channels=32, channel_mult=(1, 2), heads=(4, 4),
+            num_res_blocks=1, down_depth=((0,), (1,)), up_depth=((0, 0), (1, 1)),
+            context_dim=24, vector_dim=36, position_channels=16,
         ),
         {
             "in_channels": 28, "out_channels": 12, "layers_per_block": 1,
@@ -104,7 +114,9 @@ def theirs(referee: UNet2DConditionModel, case: Case) -> Tensor:
         x = torch.cat([x, coordinates(*case.size)], dim=1)
     if config.guidance_dim:
         sinusoid = LatentConsistencyModelPipeline.get_guidance_scale_embedding
-        options["timestep_cond"] = sinusoid(SimpleNamespace(), GUIDANCE.float() - 1, config.guidance_dim).double()
+        options["timestep_cond"] = sinusoid(
+            SimpleNamespace(), GUIDANCE.float() - 1, config.guidance_dim
+        ).double()
     with torch.inference_mode():
         return referee(x, TIME, context, **options).sample
 
@@ -220,13 +232,23 @@ NETWORK_MUTATIONS = {
 PATCHES = {
     "sin before cos": ("sd1", unet, "timestep_embedding", lambda t, dim: swap(timestep_embedding(t, dim))),
     "cos before sin": ("lcm", unet, "guidance_embedding", lambda w, dim: swap(guidance_embedding(w, dim))),
-    "skip before x": ("sd1", unet, "torch", Altered(torch, cat=lambda parts, dim: torch.cat(parts[::-1], dim))),
+    "skip before x": (
+        "sd1",
+        unet,
+        "torch",
+        Altered(torch, cat=lambda parts, dim: torch.cat(parts[::-1], dim)),
+    ),
     "tanh GELU": ("sd1", attention, "F", Altered(F, gelu=lambda x: F.gelu(x, approximate="tanh"))),
     "gate before value": ("sd1", attention.GEGLU, "forward", gelu_first),
     "attention scale": ("sd1", attention, "F", Altered(F, scaled_dot_product_attention=flat_scale)),
     "downsample padding": ("sd1", layers.Downsample, "forward", pad_at_the_end),
     "bilinear upsampling": ("odd", layers, "F", Altered(F, interpolate=bilinear)),
-    "x and y": ("sticker", unet, "position_channels", lambda h, w, **o: position_channels(w, h, **o).transpose(1, 2)),
+    "x and y": (
+        "sticker",
+        unet,
+        "position_channels",
+        lambda h, w, **o: position_channels(w, h, **o).transpose(1, 2),
+    ),
 }
 
 
@@ -243,6 +265,36 @@ def test_changed_mathematics_is_noticed(name: str, monkeypatch: pytest.MonkeyPat
     assert difference(case) > TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_inference_takes_another_road_to_the_same_place(name: str) -> None:
+    """In float32 without gradients the linear layers run elsewhere than in training; only rounding may
+    differ."""
+    case = CASES[name]
+    network = redraw(UNet(case.config).eval(), seed=0)
+    x, context = (
+        draw(2, case.config.in_channels, 9, 11, seed=1).float(),
+        draw(2, 7, case.config.context_dim, seed=2).float(),
+    )
+    vector = draw(2, case.config.vector_dim, seed=3).float() if case.config.vector_dim else None
+    trained = network(x, TIME, context, vector)
+    with torch.no_grad():
+        assert distance(network(x, TIME, context, vector), trained.detach()) <= 2e-5
+    trained.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_in_inference(bias: bool) -> None:
+    layer = redraw(layers.Linear(48, 20, bias=bias), seed=0)
+    for x in (
+        draw(3, 5, 48, seed=1).float(),
+        draw(3, 48, 5, seed=2).float().transpose(1, 2),
+        draw(4, 48, seed=3).float(),
+    ):
+        with torch.inference_mode():
+            assert distance(layer(x), F.linear(x, layer.weight, layer.bias)) <= 1e-5
+
+
 def test_a_batch_is_its_images() -> None:
     """Nothing in the network mixes the images of a batch."""
     network = redraw(UNet(SDXL).double().eval(), seed=0)
@@ -250,5 +302,7 @@ def test_a_batch_is_its_images() -> None:
     time = torch.tensor([1.0, 500.0, 999.0], dtype=torch.float64)
     with torch.inference_mode():
         together = network(x, time, context, vector)
-        alone = [network(x[i : i + 1], time[i : i + 1], context[i : i + 1], vector[i : i + 1]) for i in range(3)]
+        alone = [
+            network(x[i : i + 1], time[i : i + 1], context[i : i + 1], vector[i : i + 1]) for i in range(3)
+        ]
     assert distance(together, torch.cat(alone)) <= 1e-12

@@ -1,4 +1,5 @@
-"""The autoencoder against diffusers' on the same random weights, in float64; proof that each comparison can fail; tiles and slices."""
+"""The autoencoder against diffusers' on the same random weights, in float64; proof that each comparison can
+fail; tiles and slices."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,8 +58,11 @@ def scaled(config: KLConfig, z: Tensor) -> Tensor:
     return torch.stack([(z[:, c] - mean[c]) * config.scale_factor / std[c] for c in range(z.shape[1])], dim=1)
 
 
-def differences(config: KLConfig, change: Callable[[AutoencoderKL], None] = lambda network: None) -> dict[str, float]:
-    """Return the largest difference from the referee of everything the autoencoder gives, after changing ours."""
+def differences(
+    config: KLConfig, change: Callable[[AutoencoderKL], None] = lambda network: None
+) -> dict[str, float]:
+    """Return the largest difference from the referee of everything the autoencoder gives, after changing
+    ours."""
     network = ours(config)
     referee = theirs(network)
     change(network)
@@ -151,7 +155,9 @@ def test_tiles_cover_a_row_once(length: int, tiling: Tiling) -> None:
     starts = spread(length, tiling)
     size = min(length, tiling.size)
     assert starts[0] == 0 and starts[-1] + size == length
-    assert all(b - a <= tiling.size - tiling.overlap and b > a for a, b in zip(starts, starts[1:], strict=False))
+    assert all(
+        b - a <= tiling.size - tiling.overlap and b > a for a, b in zip(starts, starts[1:], strict=False)
+    )
     total = torch.zeros(length)
     for start, weight in zip(starts, fades(starts, size, length, total), strict=True):
         total[start : start + size] += weight
@@ -169,7 +175,8 @@ def test_tiles_of_a_local_function_are_exact() -> None:
 
 
 def seam(network: AutoencoderKL, latents: Tensor) -> float:
-    """Return how much steeper the tiling's error is where tiles end than elsewhere: 1 is a seam nobody can find."""
+    """Return how much steeper the tiling's error is where tiles end than elsewhere: 1 is a seam nobody can
+    find."""
     with torch.inference_mode():
         tiled = network.decode(latents)
         tiling, network.tiling = network.tiling, None
@@ -178,13 +185,16 @@ def seam(network: AutoencoderKL, latents: Tensor) -> float:
     factor, width = network.factor, latents.shape[-1]
     jumps = error.diff(dim=-1).abs().mean(dim=(0, 1, 2))
     starts = spread(width, tiling)
-    ends = [start * factor - 1 for start in starts[1:]] + [(s + tiling.size) * factor - 1 for s in starts[:-1]]
+    ends = [start * factor - 1 for start in starts[1:]] + [
+        (s + tiling.size) * factor - 1 for s in starts[:-1]
+    ]
     return jumps[ends].max().item() / jumps.mean().item()
 
 
 def test_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ours(SMALL)
-    # A smooth picture whose left is unlike its right: edges would stand out, and group norms of two tiles see different statistics.
+    # A smooth picture whose left is unlike its right: edges would stand out, and group norms of two tiles see
+    # different statistics.
     smooth = F.interpolate(draw(1, 4, 2, 6, seed=1), size=(12, 56), mode="bicubic")
     latents = smooth * torch.linspace(0.2, 3.0, 56, dtype=torch.float64)
     network.tiling = Tiling(24, 8)

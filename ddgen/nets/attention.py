@@ -2,14 +2,14 @@
 
     attention(q, k, v) = softmax(q k^T / sqrt(d)) v        Vaswani et al. 2017, arXiv 1706.03762, eq. 1
 
-A SpatialTransformer flattens a feature map to H W tokens and runs blocks of self-attention, cross-attention to the text and a
-gated feed-forward. Names are those of the published Latent Diffusion checkpoints.
+A SpatialTransformer flattens a feature map to H W tokens and runs blocks of self-attention, cross-attention
+to the text and a gated feed-forward. Names are those of the published Latent Diffusion checkpoints.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddgen.nets.layers import GROUPS, zeroed
+from ddgen.nets.layers import GROUPS, Linear, zeroed
 
 
 class Attention(nn.Module):
@@ -18,10 +18,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, context_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(context_dim, width, bias=False)
-        self.to_v = nn.Linear(context_dim, width, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(width, width))
+        self.to_q = Linear(width, width, bias=False)
+        self.to_k = Linear(context_dim, width, bias=False)
+        self.to_v = Linear(context_dim, width, bias=False)
+        self.to_out = nn.Sequential(Linear(width, width))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, N, width); context: (B, M, context_dim), default x. Returns (B, N, width)."""
@@ -39,7 +39,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         h, gate = self.proj(x).chunk(2, dim=-1)
@@ -54,7 +54,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(
             GEGLU(width, 4 * width),
             nn.Identity(),  # dropout in the published code: keeps the projection at index 2
-            nn.Linear(4 * width, width),
+            Linear(4 * width, width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,13 +84,17 @@ class SpatialTransformer(nn.Module):
     Ref: Rombach et al. 2022, arXiv 2112.10752, appendix E.2.1.
     """
 
-    def __init__(self, channels: int, context_dim: int, heads: int, depth: int, linear_projection: bool) -> None:
+    def __init__(
+        self, channels: int, context_dim: int, heads: int, depth: int, linear_projection: bool
+    ) -> None:
         super().__init__()
         self.linear_projection = linear_projection
         self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
-        projection = nn.Linear if linear_projection else lambda i, o: nn.Conv2d(i, o, 1)
+        projection = Linear if linear_projection else lambda i, o: nn.Conv2d(i, o, 1)
         self.proj_in = projection(channels, channels)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, context_dim, heads) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, context_dim, heads) for _ in range(depth)
+        )
         self.proj_out = zeroed(projection(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

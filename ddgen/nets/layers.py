@@ -1,7 +1,7 @@
 """The small parts that U-Net and autoencoder share: sinusoids, coordinates, residual blocks, resampling.
 
-Parameter names are those of the published Latent Diffusion checkpoints (`in_layers.2`, `emb_layers.1`, `op`, ...), so that a single
-file loads by stripping a prefix; the empty positions in the Sequentials keep those indices.
+Parameter names are those of the published Latent Diffusion checkpoints (`in_layers.2`, `emb_layers.1`, `op`),
+so that a single file loads by stripping a prefix; the empty positions in the Sequentials keep those indices.
 """
 
 import math
@@ -16,11 +16,12 @@ GROUPS = 32
 def timestep_embedding(time: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
     """Return cos and sin of `time` at `dim / 2` geometric frequencies: [cos, sin].
 
-    time: (B,) float, the network's time (0..999 for Stable Diffusion). Returns (B, dim) float32 whatever the input, as
-    every published network was trained. Ref: Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
+    time: (B,) float, the network's time (0..999 for Stable Diffusion). Returns (B, dim) float32 whatever the
+    input, as every published network was trained. Ref: Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
+    index = torch.arange(half, dtype=torch.float32, device=time.device)
+    frequencies = torch.exp(-math.log(max_period) * index / half)
     angles = time.float()[:, None] * frequencies[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -37,13 +38,16 @@ def guidance_embedding(guidance: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def position_channels(height: int, width: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
+def position_channels(
+    height: int, width: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return 16 constant channels that tell a convolution where it is: (16, height, width).
 
     With cell centres x (to the right) and y (down) in [-1, 1]: x, y, xy, x^2 + y^2, then for k = 1, 2, 3
     sin(pi k x), cos(pi k x), sin(pi k y), cos(pi k y). Cf. Liu et al. 2018 (CoordConv), arXiv 1807.03247.
     """
-    precision = torch.float64 if dtype == torch.float64 else torch.float32  # never less: sin(3 pi x) in bfloat16 is noise
+    # Never less than float32: sin(3 pi x) in bfloat16 is noise.
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
 
     def centres(n: int) -> Tensor:
         return (torch.arange(n, device=device, dtype=precision) + 0.5) / n * 2.0 - 1.0
@@ -62,6 +66,23 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Linear(nn.Linear):
+    """nn.Linear, which in float32 inference on a CPU goes through oneDNN, as the convolutions do.
+
+    PyTorch itself gives the product to MKL, which reaches about half of an AMD core, and adds the bias in a
+    pass of its own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.is_cpu and x.dtype == self.weight.dtype == torch.float32
+        if ONEDNN and exact and not torch.is_grad_enabled():
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return super().forward(x)
+
+
 class ResBlock(nn.Module):
     """Two 3 x 3 convolutions with the time embedding added between them, around a skip connection.
 
@@ -70,15 +91,19 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, embedding: int, out_channels: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(embedding, out_channels))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, out_channels),
             nn.SiLU(),
             nn.Identity(),  # dropout in the published code: keeps the convolution at index 3
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        self.skip_connection = (
+            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x: (B, C, H, W); embedding: (B, E). Returns (B, out_channels, H, W)."""

@@ -1,8 +1,9 @@
-"""The lossless first stage of networks that work on pixels: patches of factor x factor pixels become channels.
+"""The lossless first stage of networks that work on pixels: patches of pixels become channels.
 
     latents[c f^2 + i f + j, y, x] = images[c, f y + i, f x + j],   f = factor
 
-It has no weights and rounds nothing; it offers the interface of the autoencoders, so that nobody has to ask which one is there.
+It has no weights and rounds nothing; it offers the interface of the autoencoders, so that nobody has to ask
+which one is there.
 """
 
 from torch import Tensor, nn

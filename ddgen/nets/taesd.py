@@ -1,9 +1,10 @@
-"""TAESD, a tiny autoencoder that imitates the big one in a fraction of the time: previews, and decoding where memory is short.
+"""TAESD, a tiny autoencoder that imitates the big one in a fraction of its time and memory.
 
     decode(z) = 2 D(3 tanh(z / 3)) - 1,    encode(x) = E((x + 1) / 2)
 
-Latents are those the U-Net sees, already scaled: no scale factor here. Parameter names are those of the published `taesd_encoder` and
-`taesd_decoder` files under `encoder.` and `decoder.`; index 0 of the decoder is the squashing, which has no weights.
+Latents are those the U-Net sees, already scaled: no scale factor here. Parameter names are those of the
+published `taesd_encoder` and `taesd_decoder` files under `encoder.` and `decoder.`; index 0 of the decoder is
+the squashing, which has no weights.
 
 Ref: Ollin Boer Bohan 2023, github.com/madebyollin/taesd.
 """
@@ -49,7 +50,11 @@ def encoder(latent_channels: int, width: int) -> nn.Sequential:
 
 def decoder(latent_channels: int, width: int) -> nn.Sequential:
     """Latents -> images in [0, 1]: three stages of three blocks, each followed by nearest upsampling."""
-    layers: list[nn.Module] = [Squash(), nn.Conv2d(latent_channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+    layers: list[nn.Module] = [
+        Squash(),
+        nn.Conv2d(latent_channels, width, 3, padding=1),
+        nn.ReLU(inplace=True),
+    ]
     for _ in range(3):
         layers.extend(Block(width) for _ in range(3))
         layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]

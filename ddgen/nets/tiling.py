@@ -1,7 +1,8 @@
-"""Work on a large picture in overlapping tiles that fade into each other: memory depends on the tile, not on the picture.
+"""Overlapping tiles that fade into each other: memory depends on the tile, not on the picture.
 
-A tile's weight falls linearly to zero towards every side where it meets another tile, so that what differs between tiles (group norms see
-other statistics, borders see zeros) becomes a slow change over the overlap and never an edge.
+A tile's weight falls linearly to zero towards every side where it meets another tile, so that what differs
+between tiles (group norms see other statistics, borders see zeros) becomes a slow change over the overlap and
+never an edge.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,8 @@ def in_tiles(
 ) -> Tensor:
     """Return function(x), computed tile by tile and blended.
 
-    x: (B, C, H, W); a latent cell is `cell_in` pixels wide in x and `cell_out` pixels in the result (1 and 8 when decoding).
+    x: (B, C, H, W). A latent cell is `cell_in` pixels wide in x and `cell_out` in the result: 1 and 8 when
+    decoding.
     """
     height, width = x.shape[-2] // cell_in, x.shape[-1] // cell_in
     rows, columns = spread(height, tiling), spread(width, tiling)
@@ -68,7 +70,9 @@ def in_tiles(
             if result is None:
                 result = out.new_zeros(*out.shape[:2], height * cell_out, width * cell_out)
             target = result[
-                ..., row * cell_out : (row + side_y) * cell_out, column * cell_out : (column + side_x) * cell_out
+                ...,
+                row * cell_out : (row + side_y) * cell_out,
+                column * cell_out : (column + side_x) * cell_out,
             ]
             target += out * (weight_y[:, None] * weight_x).to(out.dtype)
     assert result is not None

@@ -1,9 +1,10 @@
-"""The cross-attention U-Net of Latent Diffusion: F(x_t, time, text) with the shapes of the published checkpoints.
+"""The cross-attention U-Net of Latent Diffusion: F(x_t, time, text), shaped as the published checkpoints.
 
-    x_t -> input_blocks (keep every output as a skip) -> middle_block -> output_blocks (concatenate the skips) -> out
+    x_t -> input_blocks (keep every output as a skip) -> middle_block -> output_blocks (join the skips) -> out
 
 It knows nothing of noise levels, predictions or guidance: those are the Denoiser's (diffusion/denoiser.py).
-Ref: Rombach et al. 2022, arXiv 2112.10752; Podell et al. 2023 (SDXL), arXiv 2307.01952. Names are the checkpoints' keys.
+Ref: Rombach et al. 2022, arXiv 2112.10752; Podell et al. 2023 (SDXL), arXiv 2307.01952. Names are the
+checkpoints' keys.
 """
 
 import torch
@@ -14,6 +15,7 @@ from ddgen.nets.config import UNetConfig
 from ddgen.nets.layers import (
     GROUPS,
     Downsample,
+    Linear,
     ResBlock,
     Upsample,
     guidance_embedding,
@@ -35,14 +37,15 @@ class UNet(nn.Module):
         if config.vector_dim:
             self.label_emb = nn.Sequential(_mlp(config.vector_dim, embedding))
         if config.guidance_dim:
-            self.guidance_proj = nn.Linear(config.guidance_dim, base, bias=False)
+            self.guidance_proj = Linear(config.guidance_dim, base, bias=False)
 
         def block(channels: int, out_channels: int, level: int, depth: int) -> nn.ModuleList:
             """One ResBlock, and a transformer behind it where the configuration has one."""
             parts: list[nn.Module] = [ResBlock(channels, embedding, out_channels)]
             if depth:
                 heads = config.heads[level]
-                parts.append(SpatialTransformer(out_channels, config.context_dim, heads, depth, config.linear_projection))
+                linear = config.linear_projection
+                parts.append(SpatialTransformer(out_channels, config.context_dim, heads, depth, linear))
             return nn.ModuleList(parts)
 
         widths = [base * m for m in config.channel_mult]
@@ -77,16 +80,24 @@ class UNet(nn.Module):
                 self.output_blocks.append(parts)
 
         self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+            nn.GroupNorm(GROUPS, channels),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1)),
         )
 
     def forward(
-        self, x: Tensor, time: Tensor, context: Tensor, vector: Tensor | None = None, guidance: Tensor | None = None
+        self,
+        x: Tensor,
+        time: Tensor,
+        context: Tensor,
+        vector: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Return F(x_t, time, context), shaped like x_t with out_channels.
 
         x: (B, in_channels, h, w) x_t. time: (B,) float. context: (B, M, context_dim) states of the text.
-        vector: (B, vector_dim), for networks that take one. guidance: (B,) scale w, for networks distilled with it.
+        vector: (B, vector_dim), for networks that take one.
+        guidance: (B,) scale w, for networks distilled with it.
         """
         embedding = self._embed(time, vector, guidance, x.dtype)
         if self.config.position_channels:
@@ -103,20 +114,25 @@ class UNet(nn.Module):
             x = _run(parts, x, embedding, context, size=skips[-1].shape[-2:] if skips else None)
         return self.out(x)
 
-    def _embed(self, time: Tensor, vector: Tensor | None, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _embed(
+        self, time: Tensor, vector: Tensor | None, guidance: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         """Return the (B, 4 model_channels) embedding of time, pooled text and guidance scale."""
         sinusoid = timestep_embedding(time, self.config.model_channels).to(dtype)
         if guidance is not None:
-            sinusoid = sinusoid + self.guidance_proj(guidance_embedding(guidance, self.config.guidance_dim).to(dtype))
+            scale = guidance_embedding(guidance, self.config.guidance_dim).to(dtype)
+            sinusoid = sinusoid + self.guidance_proj(scale)
         embedding = self.time_embed(sinusoid)
         return embedding if vector is None else embedding + self.label_emb(vector)
 
 
 def _mlp(width: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out))
+    return nn.Sequential(Linear(width, out), nn.SiLU(), Linear(out, out))
 
 
-def _run(parts: nn.ModuleList, x: Tensor, embedding: Tensor, context: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+def _run(
+    parts: nn.ModuleList, x: Tensor, embedding: Tensor, context: Tensor, size: tuple[int, int] | None = None
+) -> Tensor:
     """Run the modules of one block in order, each with the arguments that its kind takes."""
     for part in parts:
         if isinstance(part, ResBlock):

@@ -1,9 +1,11 @@
-"""The KL-regularised autoencoder of Latent Diffusion: images in [-1, 1] <-> latents 8 x smaller, of about unit variance.
+"""The KL-regularised autoencoder of Latent Diffusion: images in [-1, 1] <-> latents of about unit variance.
 
-    encode: latents = (mean(images) - m) scale_factor / s        decode: images = D(latents s / scale_factor + m)
+    encode: latents = (mean(images) - m) scale_factor / s
+    decode: images = D(latents s / scale_factor + m)
 
-with m = 0, s = 1 but for checkpoints that give a mean and deviation per channel. Parameter names are those of published files below
-`first_stage_model.`. It knows nothing of diffusion, nor of which precision is safe: float16 overflows in some weights, the caller decides.
+with m = 0, s = 1 but for checkpoints that give a mean and deviation per channel. Parameter names are those of
+published files below `first_stage_model.`. It knows nothing of diffusion, nor of which precision is safe:
+float16 overflows in some weights, the caller decides.
 
 Ref: Rombach et al. 2022, arXiv 2112.10752, section 3.1 and appendix G.
 """
@@ -32,7 +34,9 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm2 = group_norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        self.nin_shortcut = (
+            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(silu(self.norm1(x), inplace=True))
@@ -72,7 +76,7 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve both sides; the picture is padded at the right and at the bottom only (the U-Net pads all sides)."""
+    """Halve both sides; padded at the right and at the bottom only, where the U-Net pads all sides."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -110,14 +114,19 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images -> mean and log variance, in two halves: `shrink` is local and holds nearly all the memory, `finish` looks everywhere."""
+    """Images -> mean and log variance.
+
+    In two halves: `shrink` is local and holds nearly all the memory, `finish` looks everywhere.
+    """
 
     def __init__(self, config: KLConfig) -> None:
         super().__init__()
         widths = [config.model_channels * m for m in config.channel_mult]
         self.conv_in = nn.Conv2d(config.in_channels, config.model_channels, 3, padding=1)
         inputs = [config.model_channels, *widths[:-1]]
-        self.down = nn.ModuleList(Level(a, b, config.num_res_blocks) for a, b in zip(inputs, widths, strict=True))
+        self.down = nn.ModuleList(
+            Level(a, b, config.num_res_blocks) for a, b in zip(inputs, widths, strict=True)
+        )
         for level, width in zip(self.down[:-1], widths, strict=False):
             level.downsample = Downsample(width)
         self.mid = Middle(widths[-1])
@@ -135,7 +144,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> images, in two halves: `begin` looks everywhere, `grow` is local and holds nearly all the memory."""
+    """Latents -> images.
+
+    In two halves: `begin` looks everywhere, `grow` is local and holds nearly all the memory.
+    """
 
     def __init__(self, config: KLConfig) -> None:
         super().__init__()
@@ -144,7 +156,9 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1])
         inputs = [*widths[1:], widths[-1]]
         # Level 0 is the finest, as in the encoder, and is run last.
-        self.up = nn.ModuleList(Level(a, b, config.num_res_blocks + 1) for a, b in zip(inputs, widths, strict=True))
+        self.up = nn.ModuleList(
+            Level(a, b, config.num_res_blocks + 1) for a, b in zip(inputs, widths, strict=True)
+        )
         for level, width in zip(self.up[1:], widths[1:], strict=True):
             level.upsample = Upsample(width)
         self.norm_out = group_norm(widths[0])
@@ -162,7 +176,8 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] <-> latents (B, C, H/f, W/f).
 
-    tiling:  when set, the fine levels run tile by tile; memory no longer grows with the picture, the result changes slightly.
+    tiling:  when set, the fine levels run tile by tile; memory no longer grows with the picture, the result
+             changes slightly.
     slicing: run a batch image by image: less memory, the same result.
     """
 
@@ -184,7 +199,7 @@ class AutoencoderKL(nn.Module):
         return mean, logvar.clamp(-30.0, 20.0)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return latents of images: their mode, or, given standard normal noise of the latents' shape, a sample."""
+        """Return latents of images: the mode, or a sample when given standard normal noise of their shape."""
         mean, logvar = self.moments(images)
         z = mean if noise is None else mean + torch.exp(logvar / 2) * noise
         shift, scale = self._affine(z)
