@@ -40,7 +40,7 @@ def karras(steps: int, high: float = HIGH, low: float = LOW) -> list[float]:
 
 
 def uneven(steps: int, high: float = HIGH, low: float = LOW) -> list[float]:
-    """Steps of 1 and 3 parts in log sigma by turns: a multistep weight that ignores the ratio loses its order."""
+    """Steps of 1 and 3 parts in log sigma by turns: a multistep weight blind to the ratio loses its order."""
     parts = [0]
     for i in range(steps):
         parts.append(parts[-1] + (1 if i % 2 else 3))
