@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from ddgen.errors import InputError, UsageError
 from ddgen.io.lines import MAX_LINE_BYTES, BadLine, PromptLine, collect_faults
 from ddgen.io.prompts import PromptFile, check_encoding, guess_format, stream
+from ddgen.io.settings import KEYS
+from ddgen.request import Request
 
 
 def read(data: str | bytes, format: str = "", encoding: str = "utf-8") -> list[PromptLine | BadLine]:
@@ -133,6 +136,10 @@ def test_bad_line_names_itself_and_its_mend(format: str, line: str, message: str
         return
     assert (found.message, found.hint) == (message, hint)
     assert str(found.error()) == f"prompt file 'p' line 1: {message}; {hint}"
+
+
+def test_every_setting_of_a_request_can_stand_in_a_line() -> None:
+    assert {field.name for field in fields(Request)} - {"prompts"} <= set(KEYS)
 
 
 def test_comments_and_blank_lines_keep_the_numbers() -> None:

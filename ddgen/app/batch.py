@@ -233,6 +233,7 @@ def shape(task: Task) -> tuple[object, ...]:
         job.guidance_interval,
         job.guidance == 1.0,
         job.prompt_syntax,
+        job.rng,
         job.prompt.count("AND"),
         max(chunks(job.prompt), chunks(job.negative)),
     )

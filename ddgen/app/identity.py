@@ -13,15 +13,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 
-from ddgen.errors import ModelError
 from ddgen.io.metadata import canonical
 from ddgen.request import Job
+from ddgen.weights import hub
 from ddgen.weights.digest import digest
 from ddgen.weights.layout import open_checkpoint
+from ddgen.weights.registry import absent
 from ddgen.weights.spec import Spec
 
 ID_DIGITS = 32
-_FIELDS = tuple(field.name for field in fields(Job) if field.name != "model")
+_FIELDS = {field.name: field.default for field in fields(Job) if field.name != "model"}
 _NUMERICS = 1
 """Raised when the same settings come to mean another picture."""
 
@@ -34,14 +35,18 @@ def model_key(spec: Spec, digests: Mapping[str, str]) -> str:
         "schedule": spec.schedule,
         "x0_clamp": spec.x0_clamp,
         "zero_negative": spec.zero_negative,
+        "layers": [tower.layer for tower in spec.arch.text],
     }
     return hashlib.sha256(canonical(rules).encode()).hexdigest()
 
 
 def job_id(job: Job, model: str) -> str:
     """Return the id of a job. model: from model_key."""
-    settings = [getattr(job, name) for name in _FIELDS]
-    text = json.dumps([_NUMERICS, model, _FIELDS, settings], ensure_ascii=True, separators=(",", ":"))
+    values = ((name, getattr(job, name), default) for name, default in _FIELDS.items())
+    said = {
+        name: value for name, value, default in values if value != default
+    }  # so a new setting renames no old job
+    text = json.dumps([_NUMERICS, model, said], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
 
@@ -56,14 +61,13 @@ def weights_digests(spec: Spec) -> dict[str, str]:
     cheap.
 
     Raises:
-        ModelError: the weights are not on this machine, or damaged.
+        ModelError: the weights are not on this machine, damaged, or others than those of their first pull.
     """
     path = spec.source.path
     if path is None:
-        raise ModelError(
-            f"model '{spec.name}' is not on this machine",
-            f"get it with: ddgen models pull {spec.name}",
-            id="model.absent",
-        )
-    named = {header.path.name: digest(header.path) for header in open_checkpoint(path).headers}
-    return {"model": next(iter(named.values()))} if len(named) == 1 else named
+        raise absent(spec.name)
+    files = [(header.path, digest(header.path)) for header in open_checkpoint(path).headers]
+    for file, sha256 in files:
+        hub.check(spec.source, spec.name, file, sha256)
+    named = {"model": files[0][1]} if len(files) == 1 else {file.name: sha256 for file, sha256 in files}
+    return named | {item.label: digest(item.path) for item in spec.additions}

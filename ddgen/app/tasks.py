@@ -9,7 +9,7 @@ which ids have been.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,9 @@ def replayable(task: Task, note: str) -> dict[str, object]:
         record["eta"] = job.eta
     if job.scale != 1:
         record["scale"] = job.scale
-    if job.prompt_syntax != "a1111":
-        record["prompt_syntax"] = job.prompt_syntax
+    for later in fields(Job):
+        if later.default is not MISSING and getattr(job, later.name) != later.default:
+            record[later.name] = getattr(job, later.name)
     return {**record, "expand": False, "note": note}
 
 

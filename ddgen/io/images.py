@@ -73,7 +73,7 @@ def encode(
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
     if format == "png":
-        image.save(buffer, "PNG", pnginfo=_png_info(texts))
+        image.save(buffer, "PNG", pnginfo=png_info(texts))
     elif format in ("jpeg", "webp"):
         extra: dict[str, object] = {}
         if texts.parameters:
@@ -162,7 +162,7 @@ def contact_sheet(pictures: Sequence[Pixels], rows: Sequence[str], columns: Sequ
     return np.asarray(sheet)
 
 
-def _png_info(texts: Metadata) -> PngInfo:
+def png_info(texts: Metadata) -> PngInfo:
     info = PngInfo()
     if texts.parameters:
         info.add_text("parameters", texts.parameters)  # Latin-1 where it can be, else Pillow writes iTXt

@@ -120,6 +120,7 @@ KEYS: dict[str, Key] = {
     "eta": Key(read_float),
     "scale": Key(read_int),
     "prompt_syntax": Key(read_text),
+    "rng": Key(read_text),
     "style": Key(read_text),
     "expand": Key(read_bool),
     "note": Key(read_text, split=False),
@@ -240,6 +241,7 @@ _EXAMPLES = {
     "scale": "2",
     "style": "a name",
     "prompt_syntax": "a1111",
+    "rng": "ddgen",
     "expand": "false",
     "note": "text",
 }
