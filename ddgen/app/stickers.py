@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddgen.app.concepts import COLOURS, RECOLOURED_WEIGHT, STYLES, Concept, captions, concepts
+from ddgen.app.concepts import COLOURS, RECOLOURED_WEIGHT, STYLES, Concept, captions, concepts, with_article
 from ddgen.errors import InputError, NetworkError, UsageError
 from ddgen.io.files import publish
 
@@ -113,7 +113,7 @@ def pictures(concept: Concept, style: str, icons: IconSet, draw: Render) -> Iter
     hue = dominant_hue(raw)
     for colour in COLOURS:
         name = f"{colour} {concept.plain_name}"
-        row = {"text": f"a {name}", "captions": captions((name,), style), "weight": RECOLOURED_WEIGHT, "colour": colour, **origin}
+        row = {"text": with_article(name), "captions": captions((name,), style), "weight": RECOLOURED_WEIGHT, "colour": colour, **origin}
         yield f"{style}/{concept.icon}-{colour}.png", on_white(recolour(raw, colour, hue)), row
 
 
@@ -132,7 +132,7 @@ def dominant_hue(raw: Pixels) -> float:
     h, s, v = np.moveaxis(_hsv(raw), -1, 0)
     weight = raw[..., 3] * s * v
     counts = np.bincount((h / 256 * 36).astype(int).ravel(), weight.ravel(), 36)
-    return float((counts + np.roll(counts, 1) + np.roll(counts, -1)).argmax() * 10 + 5)
+    return float((2 * counts + np.roll(counts, 1) + np.roll(counts, -1)).argmax() * 10 + 5)
 
 
 def recolour(raw: Pixels, colour: str, hue: float) -> Pixels:

@@ -1,0 +1,152 @@
+"""The sticker data set: what a package becomes, without a network and without a renderer."""
+
+import hashlib
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddgen.app import stickers
+from ddgen.app.concepts import COLOURS, STYLES, Concept, captions, concepts, with_article
+from ddgen.app.dataset import read_folder
+from ddgen.errors import InputError, NetworkError, UsageError
+
+LISTED = [Concept("fox", ("fox",)), Concept("star", ("star", "yellow star"), recolour=True)]
+
+
+def tarball(directory, package, version="1.2.3", icons=None):
+    files = {
+        "package": {"name": package, "version": version},
+        "info": {"author": {"name": "Somebody"}, "license": {"spdx": "MIT"}},
+        "icons": {
+            "width": 32,
+            "height": 32,
+            "icons": icons if icons is not None else {"fox": {"body": "<orange/>"}, "gold": {"body": "<yellow/>", "width": 64}},
+            "aliases": {"star": {"parent": "gold"}, "turned": {"parent": "fox", "rotate": 1}},
+        },
+    }
+    path = directory / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(f"package/{name}.json")
+            raw = json.dumps(data).encode()
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+    return path
+
+
+def draw(svg, side):
+    """A disc in the colour that the body names, on nothing."""
+    y, x = np.mgrid[:side, :side] - side / 2
+    pixels = np.zeros((side, side, 4), np.uint8)
+    pixels[x**2 + y**2 < (side / 3) ** 2] = (255, 128, 0, 255) if "<orange/>" in svg else (240, 200, 20, 255)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def packages(tmp_path):
+    directory = tmp_path / "npm"
+    directory.mkdir()
+    for package in STYLES.values():
+        tarball(directory, package)
+    return directory
+
+
+def test_every_picture_has_its_line_licence_and_digest(packages, tmp_path):
+    out = tmp_path / "out"
+    built = list(stickers.build(out, packages, listed=LISTED, render=draw))
+    assert len(built) == built[0].total == 3 * (2 + len(COLOURS))
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [row["file_name"] for row in rows] == [item.file for item in built]
+    for row in rows:
+        assert hashlib.sha256((out / row["file_name"]).read_bytes()).hexdigest() == row["sha256"]
+        assert (row["licence"], row["version"]) == ("MIT", "1.2.3") and row["source"] == STYLES[row["style"]]
+        assert row["text"] in row["captions"]
+    assert {source["package"] for source in json.loads((out / "sources.json").read_text())} == set(STYLES.values())
+    assert len(list(read_folder(out))) == len(rows)
+    again = tmp_path / "again"
+    list(stickers.build(again, packages, listed=LISTED, render=draw))
+    assert (again / "metadata.jsonl").read_bytes() == (out / "metadata.jsonl").read_bytes()
+
+
+def test_an_interrupted_build_has_no_manifest(packages, tmp_path):
+    for built in stickers.build(tmp_path / "out", packages, listed=LISTED, render=draw):
+        assert built.file
+        break
+    assert not (tmp_path / "out" / "metadata.jsonl").exists()
+
+
+def test_recoloured_pictures_have_the_colour_and_keep_the_ground(packages):
+    raw = np.asarray(Image.open(io.BytesIO(draw("<yellow/>", 64))))
+    hue = stickers.dominant_hue(raw)
+    assert 40 <= hue <= 60
+    for colour, (wanted, _, _) in COLOURS.items():
+        made = stickers.recolour(raw, colour, hue)
+        assert np.array_equal(made[..., 3], raw[..., 3])
+        found = Image.fromarray(made[32:33, 32:33, :3]).convert("HSV").getpixel((0, 0))[0] / 256 * 360
+        assert abs((found - wanted + 180) % 360 - 180) < 12
+        assert (stickers.on_white(made)[0, 0] == 255).all()
+
+
+def test_svg_takes_size_from_the_icon_and_follows_aliases(packages):
+    icons = stickers.read_package(stickers.find_tarball(packages, STYLES["noto"]))
+    assert 'viewBox="0 0 32 32" width="128"' in icons.svg("fox", 128)
+    assert 'viewBox="0 0 64 32"' in icons.svg("star", 128) and "<yellow/>" in icons.svg("star", 128)
+    for missing in ("nothing", "turned"):
+        with pytest.raises(InputError, match="has no icon"):
+            icons.svg(missing, 128)
+
+
+def test_a_missing_or_doubled_package_is_named(packages, tmp_path):
+    with pytest.raises(InputError, match="0 tarballs of '@iconify-json/none'.*npm pack"):
+        stickers.find_tarball(packages, "@iconify-json/none")
+    tarball(packages, STYLES["noto"], version="1.2.4")
+    with pytest.raises(InputError, match="2 tarballs"):
+        stickers.find_tarball(packages, STYLES["noto"])
+    broken = tmp_path / "broken.tgz"
+    broken.write_bytes(b"no archive")
+    with pytest.raises(InputError, match="not an icon package"):
+        stickers.read_package(broken)
+
+
+def test_similar_package_names_are_told_apart(tmp_path):
+    """fluent-emoji and fluent-emoji-flat begin alike."""
+    tarball(tmp_path, "@iconify-json/fluent-emoji-flat")
+    with pytest.raises(InputError, match="0 tarballs"):
+        stickers.find_tarball(tmp_path, "@iconify-json/fluent-emoji")
+
+
+def test_npm_is_asked_and_its_failure_told(tmp_path, monkeypatch):
+    fake = tmp_path / "npm"
+    fake.write_text('#!/bin/sh\necho "npm error 404 not found" >&2\nexit 1\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(NetworkError, match="npm error 404"):
+        stickers.fetch(["@x/y"], tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(UsageError, match="npm is not installed"):
+        stickers.fetch(["@x/y"], tmp_path)
+
+
+def test_captions_say_name_style_and_article():
+    found = captions(("red apple", "grapes!"), "noto")
+    assert {"a red apple", "red apple", "noto grapes", "grapes", "a sticker of grapes", "a red apple in noto style"} <= found.keys()
+    assert not any("!" in text for text in found)
+    assert found["grapes"] == 4.5  # "{phrase}" and "{name}" are one text here
+    assert [with_article(name) for name in ("owl", "unicorn", "umbrella", "ufo", "fox")] == ["an owl", "a unicorn", "an umbrella", "a ufo", "a fox"]
+
+
+def test_the_list_of_concepts_is_sound():
+    listed = list(concepts())
+    assert len({concept.icon for concept in listed}) == len(listed) >= 70
+    names = [name for concept in listed for name in concept.names]
+    assert len(set(names)) == len(names), "a name stands for two concepts"
+    assert {"red apple", "penguin", "tulip", "fox", "cat", "dog", "strawberry", "banana", "rocket", "car", "snowman"} <= set(names)
+    for concept in listed:
+        if concept.recolour:
+            assert concept.plain_name

@@ -1,0 +1,235 @@
+"""Training: a run that was stopped or killed goes on bit for bit, the loss falls, bad data is named; data in, model out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ddgen.app.dataset import Dataset, read_folder
+from ddgen.app.optim import Average, Optimizer, orthogonal
+from ddgen.app.pipeline import Pipeline
+from ddgen.app.runfiles import curve, read_log
+from ddgen.app.train import Settings, Trainer
+from ddgen.errors import InputError
+from ddgen.nets.config import PatchConfig, UNetConfig
+from ddgen.nets.unet import UNet
+from ddgen.text.clip import CLIPTextModel
+from ddgen.text.config import CLIPConfig, TowerSpec
+from ddgen.weights.arch import Arch
+from ddgen.weights.checkpoint import save_tensors, spec_metadata
+from ddgen.weights.header import read_header
+from ddgen.weights.spec import Defaults, Spec
+
+TOWER = TowerSpec(CLIPConfig(width=16, layers=1, heads=2, mlp=32, projection_dim=24), pooled=True)
+NETWORK = UNetConfig(
+    in_channels=192, out_channels=192, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, down_depth=((0,), (1,)),
+    up_depth=((0, 0), (1, 1)), mid_depth=None, heads=(2, 2), context_dim=16, vector_dim=24, linear_projection=True, position_channels=16,
+)  # fmt: skip
+SPEC = Spec(
+    "tiny", Arch("tiny", NETWORK, PatchConfig(), (TOWER,)), prediction="x0", schedule={"kind": "cosine", "shift": -1.4},
+    x0_clamp={"kind": "static", "min": -1.1, "max": 1.1},
+    defaults=Defaults(width=64, height=64, steps=4, guidance=2.0, sampler="ddim", spacing="linspace"),
+)  # fmt: skip
+QUICK = Settings(steps=8, batch=4, warmup=2, lr=2e-3, report_every=2, save_every=4, scratch=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    tensors = {f"model.diffusion_model.{key}": value for key, value in UNet(NETWORK).state_dict().items()}
+    for key, value in CLIPTextModel(TOWER.config).state_dict().items():
+        prefix = TOWER.prefix.removesuffix("text_model.") if key.startswith("text_projection") else TOWER.prefix
+        tensors[prefix + key] = value
+    save_tensors(path, tensors, spec_metadata(SPEC))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Squares of six colours, each with two captions."""
+    path = tmp_path_factory.mktemp("data")
+    lines = []
+    for i, colour in enumerate(("red", "green", "blue", "yellow", "purple", "orange")):
+        image = Image.new("RGB", (64, 64), "white")
+        image.paste(colour, (16, 16, 48, 48))
+        image.save(path / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": colour, "captions": {f"a {colour} square": 2, colour: 1}, "weight": 1}))
+    (path / "metadata.jsonl").write_text("\n".join(lines))
+    return path
+
+
+def trainer(model: Path, folder: Path, out: Path, settings: Settings) -> Trainer:
+    return Trainer(Pipeline.load(str(model), device="cpu"), Dataset(folder, 64, 64), out, settings)
+
+
+def end_of(run: Trainer) -> dict[str, torch.Tensor]:
+    list(run.run())
+    return {key: value.clone() for key, value in run.network.state_dict().items()} | {
+        f"average.{key}": value.clone() for key, value in run.average.state.items()
+    }
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_ends_at_the_same_bits(model, folder, tmp_path, optimizer):
+    settings = Settings(**{**QUICK.__dict__, "optimizer": optimizer})
+    whole = end_of(trainer(model, folder, tmp_path / "whole", settings))
+    halves = trainer(model, folder, tmp_path / "halves", settings)
+    for report in halves.run():
+        if report.step == 6:  # saved at 4: steps 5 and 6 are made again
+            break
+    again = trainer(model, folder, tmp_path / "halves", settings)
+    assert again.step == 4
+    found = end_of(again)
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[key], whole[key]) for key in whole)
+    assert [report["step"] for report in read_log(tmp_path / "halves")] == [2, 4, 6, 8]
+
+
+def test_steps_see_different_pictures_and_noise(model, folder):
+    data = Dataset(folder, 64, 64)
+    one, same, next_one = (data.draw(3, step, 4, (2, 2, 2), dropout=0.5, high_noise=0.3) for step in (7, 7, 8))
+    assert np.array_equal(one.eps, same.eps) and np.array_equal(one.pictures, same.pictures)
+    assert not np.array_equal(one.eps, next_one.eps)
+    assert sorted((one.u * 4).astype(int)) != [0, 0, 0, 0] and one.u.min() >= 0 and one.u.max() < 1
+
+
+def test_captions_are_dropped_at_the_given_rate(folder):
+    data = Dataset(folder, 64, 64)
+    draws = [data.draw(0, step, 6, (1, 1, 1), dropout=0.25, high_noise=0.0) for step in range(200)]
+    assert abs(np.mean([np.mean(draw.captions == 0) for draw in draws]) - 0.25) < 0.05
+    assert sum((draw.u > 0.8).sum() for draw in draws) == pytest.approx(0.2 * 1200, rel=0.2)
+
+
+def test_the_loss_falls(model, folder, tmp_path):
+    settings = Settings(steps=60, batch=6, warmup=5, lr=3e-3, report_every=20, save_every=100, scratch=True, average=0.9)
+    run = trainer(model, folder, tmp_path, settings)
+    before = run.evaluate()
+    after = list(run.run())[-1]
+    assert after.fixed < 0.5 * before
+    assert after.factor < 0.05  # the rate has fallen to nothing
+
+
+def test_what_is_saved_samples_as_the_average_does(model, folder, tmp_path):
+    from ddgen.app.sheet import draw
+
+    run = trainer(model, folder, tmp_path, QUICK)
+    list(run.run())
+    loaded = Pipeline.load(str(tmp_path / "model.safetensors"), device="cpu")
+    assert loaded.spec.arch == SPEC.arch
+    mine, theirs = (np.array(draw(pipeline, ["a red square"], [0, 1])).astype(int) for pipeline in (run.sampler(), loaded))
+    assert np.abs(mine - theirs).max() <= 4  # float16 on disk
+    assert {info.dtype for info in read_header(tmp_path / "model.safetensors").tensors.values()} == {"F16"}
+
+
+def test_another_run_in_the_directory_is_refused(model, folder, tmp_path):
+    list(trainer(model, folder, tmp_path, QUICK).run())
+    with pytest.raises(InputError, match="other settings"):
+        trainer(model, folder, tmp_path, Settings(**{**QUICK.__dict__, "lr": 1e-4}))
+    assert trainer(model, folder, tmp_path, Settings(**{**QUICK.__dict__, "steps": 20})).step == 8
+
+
+def test_the_whole_command_survives_kill(model, folder, tmp_path):
+    """kill -9 through the installed program, then the same command again, equals one run that was left alone."""
+    def command(out: Path) -> list[str]:
+        return [
+            sys.executable, "-m", "ddgen", "train", str(folder), "--out", str(out), "--model", str(model), "--scratch", "--steps", "40", "-b", "4",
+            "--warmup", "2", "--save-every", "3", "--report-every", "5", "--sheet-every", "20", "--progress", "none", "--device", "cpu",
+        ]  # fmt: skip
+
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = subprocess.run(command(tmp_path / "whole"), env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.strip() == str(tmp_path / "whole" / "model.safetensors")
+    process = subprocess.Popen(command(tmp_path / "killed"), env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "killed" / "state.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command(tmp_path / "killed"), env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("model.safetensors", "samples/step-000020.png", "samples/step-000040.png"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_orthogonal_is_nearly_so():
+    torch.manual_seed(0)
+    for shape in ((2, 8, 24), (2, 24, 8)):
+        singular = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert singular.min() > 0.5 and singular.max() < 1.4
+
+
+def test_adamw_equals_torchs():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    mine = Optimizer(ours, "adamw", lr=1e-2)
+    groups = [{"params": [theirs.weight], "weight_decay": 0.01}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99))
+    for step in range(1, 6):
+        x = torch.randn(4, 5)
+        for module in (ours, theirs):
+            module.zero_grad()
+            module(x).square().mean().backward()
+        mine.step(step, 1.0)
+        reference.step()
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-6) and torch.allclose(ours.bias, theirs.bias, atol=1e-6)
+
+
+def test_the_average_follows():
+    module = nn.Linear(2, 1)
+    average = Average(module, 0.9)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+    for step in range(1, 200):
+        average.update(module, step)
+    assert torch.allclose(average.state["weight"], torch.full((1, 2), 3.0), atol=1e-4)
+
+
+def test_captions_beside_the_pictures(tmp_path):
+    Image.new("RGBA", (32, 16), (0, 0, 0, 0)).save(tmp_path / "b.png")
+    (tmp_path / "b.txt").write_text("a fox\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "without.png")
+    examples = list(read_folder(tmp_path))
+    assert [(example.path.name, example.captions) for example in examples] == [("b.png", {"a fox": 1.0})]
+    assert (Dataset(tmp_path, 16, 16).pixels == 255).all()  # transparent is white, cut to a square
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "x"}', "line 1 is wrong"),
+        ("{", "line 1 is wrong"),
+        ('{"file_name": "../x.png", "text": "x"}', "out of the folder"),
+        ('{"file_name": "x.png", "text": "x", "weight": -1}', "above 0"),
+        ('{"file_name": "x.png", "text": "x"}', "cannot be read"),
+        ("", "holds no pictures"),
+    ],
+)
+def test_bad_data_is_named(tmp_path, line, said):
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(InputError, match=said):
+        Dataset(tmp_path, 16, 16)
+
+
+def test_the_curve_is_drawn_from_the_log():
+    assert "polyline" in curve([{"step": 1, "loss": 1.0, "fixed": 0.5}, {"step": 2, "loss": 0.1, "fixed": 0.05}])
+    assert "polyline" not in curve([])
