@@ -26,6 +26,7 @@ class Request:
     guidance_interval: (low, high) as fractions of the steps, 0 = first; guidance is off outside.
     sigmas:            an explicit grid in place of spacing and steps.
     scale:             the finished picture is enlarged so many times (Lanczos).
+    rng:               whose noise: "ddgen", or as "diffusers", "a1111" or "comfy" draw it.
     prompt_syntax:     "a1111" (weights, changes over the steps, AND, BREAK) or "plain" (every character is itself).
     """
 
@@ -45,6 +46,7 @@ class Request:
     eta: float | None = None
     scale: int = 1
     prompt_syntax: str = "a1111"
+    rng: str = "ddgen"
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,4 @@ class Job:
     scale: int
     model: str
     prompt_syntax: str = "a1111"
+    rng: str = "ddgen"

@@ -10,11 +10,13 @@ Every tensor is read once, from the file into the memory it stays in.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ddgen.app.identity import weights_digests
 from ddgen.app.pipeline import FirstStage, Pipeline, TextEncoder
 from ddgen.diffusion.denoiser import Denoiser
 from ddgen.diffusion.schedule import make_schedule
@@ -23,7 +25,9 @@ from ddgen.nets.config import FirstStageConfig, KLConfig, PatchConfig
 from ddgen.nets.unet import UNet
 from ddgen.weights.arch import Arch
 from ddgen.weights.checkpoint import Checkpoint, load_module, open_checkpoint, read_tensors
-from ddgen.weights.digest import digest
+from ddgen.weights.infer import first_stage_config as infer_first_stage
+from ddgen.weights.infer import shapes_of
+from ddgen.weights.registry import absent
 from ddgen.weights.spec import Spec
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -47,24 +51,21 @@ def assemble(
     found = open_checkpoint(path)
     compute = choose_dtype(dtype, place, spec, found)
     with ThreadPoolExecutor(1) as pool:
-        digests = pool.submit(lambda: {header.path.name: digest(header.path) for header in found.headers})
+        digests = pool.submit(weights_digests, spec)
         network = load_unet(spec, found, compute, place)
-        stage = load_first_stage(spec.arch.first_stage, found, torch.float32, place)
+        stage = load_first_stage(spec, found, torch.float32, place)
         text = load_text(
             spec, found, text_backend, torch.float16 if _half_gpu(compute, place) else torch.float32, place
         )
     denoiser = Denoiser(
         network, spec.prediction, make_schedule(spec.schedule), spec.x0_clamp, compute, spec.sigma_data
     )
-    named = digests.result()
-    return Pipeline(
-        spec,
-        text,
-        denoiser,
-        stage,
-        place,
-        {"model": next(iter(named.values()))} if len(named) == 1 else named,
-    )
+    pipeline = Pipeline(spec, text, denoiser, stage, place, digests.result())
+    if any(item.kind != "vae" for item in spec.additions):
+        from ddgen.app.additions import Added
+
+        pipeline.notes = Added(spec, network, text, found).set(spec.additions)
+    return pipeline
 
 
 def local_path(spec: Spec) -> Path:
@@ -74,11 +75,7 @@ def local_path(spec: Spec) -> Path:
         ModelError: they are not here.
     """
     if spec.source.path is None:
-        raise ModelError(
-            f"model '{spec.name}' is not on this machine",
-            f"get it with: ddgen models pull {spec.name}",
-            id="model.absent",
-        )
+        raise absent(spec.name)
     return spec.source.path
 
 
@@ -184,20 +181,41 @@ def load_unet(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.d
     return network
 
 
-def load_first_stage(
-    config: FirstStageConfig, found: Checkpoint, dtype: torch.dtype, device: torch.device
-) -> FirstStage:
-    """Build the first stage of a Spec and load it; one of patches has no weights.
+def load_first_stage(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.device) -> FirstStage:
+    """Build the first stage of a Spec and load it, from the file that this run puts in its place if there is one; one of patches has no weights.
 
     Raises:
         ModelError: the checkpoint has none, or one of another shape.
     """
+    config = spec.arch.first_stage
+    for item in spec.additions:
+        if item.kind == "vae":
+            found = open_checkpoint(item.path)
+            config = replaced_first_stage(config, found)
     if isinstance(config, PatchConfig):
         return make_first_stage(config)  # type: ignore[return-value]
     with torch.device("meta"):
         stage = make_first_stage(config)
     load_module(stage, found.part("first_stage"), dtype=dtype, device=device, name="first_stage")
     return stage  # type: ignore[return-value]
+
+
+def replaced_first_stage(config: FirstStageConfig, found: Checkpoint) -> FirstStageConfig:
+    """Return the shapes of another file's autoencoder; how latents are scaled is the model's, which was trained with it.
+
+    Raises:
+        ModelError: it holds none, or one with another number of channels.
+    """
+    other = infer_first_stage(shapes_of(found.part("first_stage")))
+    if other.channels != config.channels or other.factor != config.factor:
+        raise ModelError(
+            f"autoencoder '{found.path.name}' makes {other.channels} channels of 1/{other.factor}, the model takes {config.channels} of 1/{config.factor}",
+            "choose an autoencoder of the model's family",
+            id="model.vae",
+        )
+    if isinstance(other, KLConfig) and isinstance(config, KLConfig):
+        return replace(config, model_channels=other.model_channels, channel_mult=other.channel_mult, num_res_blocks=other.num_res_blocks)
+    return other
 
 
 def load_text(

@@ -19,7 +19,8 @@ from torch import Tensor
 from ddgen.app import plan
 from ddgen.app.conditions import Encodings, TextEncoder, bind
 from ddgen.diffusion.denoiser import Denoise, Denoiser
-from ddgen.diffusion.noise import NoiseSource, SeededNoise
+from ddgen.diffusion.noise import NoiseSource
+from ddgen.diffusion.rng import initial_scale, make_noise
 from ddgen.diffusion.samplers import SAMPLERS, Step
 from ddgen.diffusion.spacing import Grid, make_grid, make_spacing
 from ddgen.errors import NumericsError
@@ -48,6 +49,7 @@ class Pipeline:
     """A checkpoint ready to sample: its Spec and its parts, on one device.
 
     digests: sha256 of every weights file by part, for metadata and job ids.
+    notes:   what of its LoRAs fits nothing in the model.
     """
 
     spec: Spec
@@ -56,23 +58,34 @@ class Pipeline:
     first_stage: FirstStage
     device: torch.device
     digests: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.encodings = Encodings(self.text)
 
     @classmethod
     def load(
-        cls, model: str | None = None, *, device: str = "auto", dtype: str = "auto", text_backend: str = "native"
+        cls,
+        model: str | None = None,
+        *,
+        loras: Sequence[str] = (),
+        embeddings: Sequence[str] = (),
+        vae: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        text_backend: str = "native",
     ) -> Pipeline:
-        """Load a model by name or path (default: the embedded one).
+        """Load a model by name or path (default: the embedded one), with LoRAs (FILE or FILE:WEIGHT), embeddings, another autoencoder.
 
         Raises:
             ModelError: an unknown name, or weights that are missing, damaged or of another shape.
             ResourceError: a device that is not there.
         """
+        from ddgen.app.adjust import adjust
         from ddgen.app.assemble import assemble
 
-        return assemble(registry.find(model), device=device, dtype=dtype, text_backend=text_backend)
+        spec = adjust(registry.find(model), loras=loras, embeddings=embeddings, vae=vae)
+        return assemble(spec, device=device, dtype=dtype, text_backend=text_backend)
 
 
 @torch.inference_mode()
@@ -104,8 +117,8 @@ def sample(pipeline: Pipeline, jobs: Sequence[Job], on_step: OnStep | None = Non
     denoise = bind(pipeline, jobs, grid)
     stage = pipeline.spec.arch.first_stage
     shape = (stage.channels, job.height // stage.factor, job.width // stage.factor)
-    noise = SeededNoise([job.seed for job in jobs], shape, pipeline.device)
-    x = noise.initial() * grid.initial_scale
+    noise = make_noise(job.rng, [job.seed for job in jobs], shape, pipeline.device)
+    x = noise.initial() * initial_scale(job.rng, grid, sampler=job.sampler, spacing=job.spacing, sigma_max=pipeline.denoiser.schedule.sigma_max)
     for step in walk(job, denoise, x, grid, noise):
         if on_step is not None:
             on_step(step, grid.steps)

@@ -11,6 +11,7 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ddgen.diffusion.rng import RNGS
 from ddgen.diffusion.samplers import SAMPLERS, parse_sampler
 from ddgen.diffusion.spacing import spacing_name
 from ddgen.errors import UsageError, choose
@@ -227,6 +228,7 @@ def _shared(request: Request, spec: Spec) -> dict[str, object]:
         "scale": request.scale,
         "model": spec.name,
         "prompt_syntax": choose("prompt syntax", request.prompt_syntax, SYNTAXES),
+        "rng": choose("rng", request.rng, RNGS),
     }
 
 

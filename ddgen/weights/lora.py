@@ -26,7 +26,6 @@ from ddgen.weights.lora_names import Place
 MAX_RANK = 1024
 MAX_SCALE = 10.0
 SHOWN = 3  # names listed in a message
-FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
 Read = Callable[[str, str], Tensor]
 """(part, tensor name) -> the weight as the model's file stores it."""
@@ -57,7 +56,7 @@ def open_adapter(path: str | Path) -> Adapter:
     """
     path = Path(path)
     if path.is_dir():
-        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
+        path = next((path / name for name in names.FOLDER_FILES if (path / name).is_file()), path)
     tensors, metadata = read_adapter_tensors(path, "LoRA")
     groups: dict[str, Roles] = {}
     strangers = []
@@ -109,7 +108,7 @@ def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, object]
     try:
         if "lora_adapter_metadata" in metadata:
             found = json.loads(metadata["lora_adapter_metadata"])
-        elif path.name in FOLDER_FILES and beside.is_file() and beside.stat().st_size < 2**20:
+        elif path.name in names.FOLDER_FILES and beside.is_file() and beside.stat().st_size < 2**20:
             table = json.loads(beside.read_text(encoding="utf-8"))
             found = {f"{part}.{key}": value for part in ("unet", "text_encoder", "text_encoder_2") for key, value in table.items()}
         else:

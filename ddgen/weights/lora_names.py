@@ -18,6 +18,9 @@ from ddgen.weights import keymap
 Place = tuple[str, str]
 """A part of the model ("unet", "text.0", "text.1") and a module of it, by its native name."""
 
+FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""What PEFT and diffusers call the file in a folder that they save."""
+
 # The role of a tensor, by the end of its key.
 ROLES = {
     ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_mid.weight": "mid",

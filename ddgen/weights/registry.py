@@ -36,6 +36,7 @@ __all__ = [
     "entry_of",
     "find",
     "find_vae",
+    "held",
     "hub_source",
     "packaged_file",
     "read_entries",
@@ -157,9 +158,8 @@ def resolve(entry: Entry) -> Spec:
     if entry.arch is None:
         assert entry.source.path is not None  # _entry asks for an arch with a repo
         return _declared(entry, describe(entry.source.path, {}))
-    path = hub.located(entry.source)
-    arch = FAMILIES[entry.arch] if path is None else _as_held(FAMILIES[entry.arch], path)
-    return _declared(entry, Spec(entry.name, arch, source=Source(path=path)))
+    source = replace(entry.source, path=hub.located(entry.source))
+    return held(_declared(entry, Spec(entry.name, FAMILIES[entry.arch], source=source)))
 
 
 def _declared(entry: Entry, base: Spec) -> Spec:
@@ -169,14 +169,15 @@ def _declared(entry: Entry, base: Spec) -> Spec:
     return replace(base, name=entry.name, defaults=defaults, source=source, **entry.said)
 
 
-def _as_held(family: Arch, path: Path) -> Arch:
-    """Return a family's Arch as the copy at `path` holds it: towers may lack an unused block, or lie
-    elsewhere in the file."""
-    held = open_checkpoint(path).arch
-    if held is None or held.unet != family.unet:
-        return family  # loading will say what differs
-    stage = held.first_stage if path.is_dir() else family.first_stage
-    return replace(family, first_stage=stage, text=held.text or family.text)
+def held(spec: Spec) -> Spec:
+    """Return a family's Spec with the Arch as the copy on this machine, if any, holds it: towers may lack an
+    unused block, or lie elsewhere in the file."""
+    path = spec.source.path
+    found = None if path is None else open_checkpoint(path).arch
+    if path is None or found is None or found.unet != spec.arch.unet:
+        return spec  # loading will say what differs
+    stage = found.first_stage if path.is_dir() else spec.arch.first_stage
+    return replace(spec, arch=replace(spec.arch, first_stage=stage, text=found.text or spec.arch.text))
 
 
 def describe(path: Path, known: dict[str, Entry]) -> Spec:

@@ -51,6 +51,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """A file that changes a model for this run: kind "lora" (times `weight`), "embedding" or "vae"."""
+
+    kind: str
+    path: Path
+    weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """What digests of a picture's weights call it; no directory, so that equal runs say equal things."""
+        strength = f" x {self.weight:g}" if self.kind == "lora" else ""
+        return f"{self.kind}:{self.path.name}{strength}"
+
+
+@dataclass(frozen=True)
 class Spec:
     """A checkpoint, ready to be assembled.
 
@@ -62,6 +77,7 @@ class Spec:
     zero_negative: without a negative prompt, the unconditional side is zeros instead of the encoded empty
         text (SDXL base).
     distilled:     trained to run without guidance.
+    additions:     what this run puts on the model; never written with it.
     """
 
     name: str
@@ -74,6 +90,7 @@ class Spec:
     distilled: bool = False
     defaults: Defaults = field(default_factory=Defaults)
     source: Source = field(default_factory=Source)
+    additions: tuple[Addition, ...] = ()
     licence: str = ""
     credits: str = ""
     note: str = ""

@@ -1,0 +1,118 @@
+"""What a run changes about a model: adapters, embeddings, another autoencoder, another rule. Spec -> Spec; torch-free.
+
+    ddgen sample "..." --model sd15 --lora ink.safetensors:0.8 --embedding cat.pt --vae taesd --prediction v --clip-skip 2
+
+The files are put on the model when it is assembled (additions.py); here they are only found, and the defaults that go with a LoRA of few
+steps are taken over.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ddgen.errors import ModelError, UsageError, choose
+from ddgen.nets.config import PatchConfig
+from ddgen.weights import registry
+from ddgen.weights.arch import Arch
+from ddgen.weights.lora_names import FOLDER_FILES
+from ddgen.weights.spec import PREDICTIONS, SCALED_LINEAR, Addition, Defaults, Spec
+
+MAX_WEIGHT = 10.0
+MAX_CLIP_SKIP = 12
+TINY = {"taesd": "taesdxl"}
+
+# LoRAs that make a model sample in few steps, by what their makers call the files: steps (None: in the name), guidance, sampler, spacing.
+FEW_STEPS: tuple[tuple[str, int | None, float, str, str], ...] = (
+    (r"lcm[-_]?lora|vega[-_]?rt|(?<![a-z])lcm(?![a-z])", 4, 1.0, "lcm", "lcm"),
+    (r"lightning\D*(\d)[-_ ]?step", None, 1.0, "euler", "trailing"),
+    (r"hyper[-_]?sd\w*-(\d+)[-_ ]?steps?-cfg", None, 6.0, "ddim", "trailing"),
+    (r"hyper[-_]?sd\w*-(\d+)[-_ ]?step", None, 1.0, "ddim", "trailing"),
+)
+
+
+def adjust(
+    spec: Spec,
+    *,
+    loras: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
+    vae: str | None = None,
+    prediction: str | None = None,
+    clip_skip: int | None = None,
+    weights_file: str | Path | None = None,
+) -> Spec:
+    """Return the Spec of a model with a run's changes.
+
+    loras: FILE or FILE:WEIGHT. clip_skip: which layer from the end gives the context, 1 = the last; never less than the model itself skips.
+
+    Raises:
+        UsageError: a weight, prediction or layer out of range. ModelError: a file that is not there, or that the model has no use for.
+    """
+    additions = [_addition("lora", *parse_lora(text)) for text in loras]
+    additions += [_addition("embedding", text) for text in embeddings]
+    if vae is not None:
+        if isinstance(spec.arch.first_stage, PatchConfig):
+            raise ModelError(f"model '{spec.name}' draws pixels and has no autoencoder to replace", "drop --vae", id="model.vae")
+        name = TINY[vae] if vae in TINY and spec.arch.vector_ids else vae
+        additions.append(Addition("vae", registry.find_vae(name, weights_file=weights_file)))
+    if (additions and any(item.kind == "embedding" for item in additions) or clip_skip is not None) and not spec.arch.text:
+        raise ModelError(f"model '{spec.name}' has no text tower", "drop --embedding and --clip-skip", id="model.text")
+    arch = spec.arch if clip_skip is None else skip_layers(spec.arch, clip_skip)
+    changed = replace(spec, arch=arch, additions=(*spec.additions, *additions), defaults=few_step_defaults(spec.defaults, additions))
+    if prediction is None or prediction == spec.prediction:
+        return changed
+    choose("prediction", prediction, PREDICTIONS)
+    schedule = spec.schedule if prediction != "eps" else {key: value for key, value in spec.schedule.items() if key != "zero_terminal_snr"}
+    return replace(changed, prediction=prediction, schedule=schedule or dict(SCALED_LINEAR))
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Return the file and weight of FILE[:W]; what stands behind the last colon is a weight if it is a number.
+
+    Raises:
+        UsageError: a weight out of range.
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon or not head or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", tail):
+        return text, 1.0
+    weight = float(tail)
+    if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
+        raise UsageError(f"--lora weight {tail} is out of range", f"use {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}", id="usage.range")
+    return head, weight
+
+
+def _addition(kind: str, text: str, weight: float = 1.0) -> Addition:
+    path = Path(text).expanduser()
+    if not path.exists():
+        flag = f"--{kind} '{text}'"
+        raise ModelError(f"{flag}: no such file", "check the path", id=f"model.{kind}-missing")
+    if path.is_dir():
+        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
+    return Addition(kind, path, weight)
+
+
+def skip_layers(arch: Arch, clip_skip: int) -> Arch:
+    """Return the Arch whose towers give the states of the `clip_skip`-th layer from the end, where they do not skip more already.
+
+    Raises:
+        UsageError: out of range.
+    """
+    most = min(MAX_CLIP_SKIP, *(tower.config.layers for tower in arch.text))
+    if not 1 <= clip_skip <= most:
+        raise UsageError(f"--clip-skip {clip_skip} is out of range", f"use 1 to {most}", id="usage.range")
+    return replace(arch, text=tuple(replace(tower, layer=min(tower.layer, -clip_skip)) for tower in arch.text))
+
+
+def few_step_defaults(defaults: Defaults, additions: Sequence[Addition]) -> Defaults:
+    """Return the defaults that a LoRA of few steps was made for; those of the first one that is known by its name."""
+    for item in additions:
+        if item.kind != "lora":
+            continue
+        for part in (item.path.name, item.path.parent.name, *(parent.name for parent in item.path.resolve().parents[:4])):
+            for pattern, steps, guidance, sampler, spacing in FEW_STEPS:
+                found = re.search(pattern, part, re.IGNORECASE)
+                if found is not None:
+                    count = steps if steps is not None else int(found[1])
+                    return replace(defaults, steps=count, guidance=guidance, sampler=sampler, spacing=spacing, eta=None)
+    return defaults
