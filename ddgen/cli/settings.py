@@ -136,12 +136,16 @@ SETTINGS: dict[str, Setting] = {
     "spacing": Setting(str),
     "sigmas": Setting(numbers),
     "eta": Setting(number),
+    "rng": Setting(one_of("ddgen", "diffusers", "a1111", "comfy"), "ddgen"),
     "scale": Setting(whole, 1),
     "output": Setting(str),
     "format": Setting(picture_format),
     "quality": Setting(whole, 92),
     "metadata": Setting(one_of("none", "min", "full"), "full"),
     "batch_size": Setting(whole),
+    "vae": Setting(str),
+    "prediction": Setting(str),
+    "clip_skip": Setting(whole),
     "device": Setting(str, "auto"),
     "dtype": Setting(one_of("auto", "float32", "bfloat16", "float16"), "auto"),
     "text_backend": Setting(one_of("native", "transformers", "open_clip"), "native"),
@@ -190,8 +194,8 @@ def read_config(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        words = (error.strerror or "") if isinstance(error, OSError) else "not valid UTF-8"
-        raise InputError(f"{name}: {words.lower()}", "mend it or move it away", id="input.config") from error
+        words = (error.strerror or "").lower() if isinstance(error, OSError) else "not valid UTF-8"
+        raise InputError(f"{name}: {words}", "mend it or move it away", id="input.config") from error
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

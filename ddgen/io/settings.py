@@ -153,7 +153,7 @@ REFUSED = {
     "dtype": "--dtype",
     "output": "--output",
     "outpath_samples": "--output",
-    "registry": "--registry",
+    "registry": "--weights-file",
     "offline": "--offline",
     "format": "--format",
 }
