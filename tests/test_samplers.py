@@ -252,6 +252,22 @@ def test_churn_raises_the_level_before_the_step():
     last(SAMPLERS["dpm2"].fn(gaussian(STD), torch.ones(1), [2.0, 1.0], no_noise, churn=Churn(1.0, low=3.0)))
 
 
+@pytest.mark.parametrize("name", ["heun", "dpm2", "plms"])
+def test_a_slope_from_far_below_is_left_out(name):
+    """From sigma 1000 to 1, an estimate that changes by 1 must move x by about as much, not by 50."""
+    far, near = ([1000.0, level, 0.5] for level in (1.0, 990.0))
+    for sigmas, calls in ((far, 1), (near, 2)):
+        levels = []
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            levels.append(sigma)
+            return torch.full_like(x, 1.0 if sigma < 995 else 0.0)
+
+        step = next(SAMPLERS[name].fn(denoise, torch.full((1,), 1000.0, dtype=torch.float64), sigmas, no_noise))
+        assert len(levels) == calls
+        assert abs(step.x.item() - step.sigma) < 1.5
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, 5.0])
 def test_split_keeps_the_level(eta):
     down, up = split(2.0, 1.5, eta)

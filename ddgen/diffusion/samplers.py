@@ -68,7 +68,7 @@ SAMPLERS: dict[str, SamplerInfo] = {
     "dpmpp_2m": SamplerInfo(dpmpp_2m, "DPM++ 2M", "second order multistep; good at 20 to 30 steps", 2),
     "dpmpp_sde": _noisy(dpmpp_sde, "DPM++ SDE", "stochastic, second order, two calls a step", 2, calls=2),
     "dpmpp_2m_sde": _noisy(dpmpp_2m_sde, "DPM++ 2M SDE", "stochastic second order multistep", 2),
-    "dpmpp_2m_sde_heun": _noisy(_2m_sde_heun, "DPM++ 2M SDE Heun", "the same, Heun's second-order term", 2),
+    "dpmpp_2m_sde_heun": _noisy(_2m_sde_heun, "DPM++ 2M SDE Heun", "the same, Heun's term", 2, discard=True),
     "dpmpp_3m_sde": _noisy(dpmpp_3m_sde, "DPM++ 3M SDE", "stochastic three-step multistep", 2, discard=True),
     "unipc": SamplerInfo(unipc, "UniPC", "predictor-corrector (bh1) for few steps", 3, discard=True),
     "unipc_bh2": SamplerInfo(_unipc_bh2, "UniPC", "predictor-corrector (bh2) for few steps", 3, discard=True),

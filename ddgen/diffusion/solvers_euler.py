@@ -50,6 +50,11 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> I
         yield Step(index, sigma_next, x, denoised)
 
 
+# A second slope, taken at sigma', multiplies the change of D by about sigma / sigma' in the result. Beyond this
+# ratio (the first step from a level of a thousand, or all levels in two steps) it does harm, and is left out.
+TRUST = 20.0
+
+
 @dataclass(frozen=True)
 class Churn:
     """Noise put in before a step: `amount` over the run, for low <= sigma <= high, scaled by `spread`.
@@ -88,12 +93,15 @@ def euler(
 def heun(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, *, churn: Churn = NO_CHURN
 ) -> Iterator[Step]:
-    """Heun's method, second order, two calls a step but the last. Ref: Karras et al. 2022, Alg. 1 and 2."""
+    """Heun's method, second order, two calls a step; Euler's where the next level is 0 or beyond TRUST.
+
+    Ref: Karras et al. 2022, Alg. 1 and 2.
+    """
     for index, sigma, sigma_next in intervals(sigmas):
         x, sigma = _churned(x, sigma, len(sigmas) - 1, noise, churn)
         denoised = denoise(x, sigma)
         x_next = toward(x, denoised, sigma_next / sigma)
-        if sigma_next > 0:
+        if sigma_next * TRUST > sigma:
             slope, slope_next = (x - denoised) / sigma, (x_next - denoise(x_next, sigma_next)) / sigma_next
             x_next = x + (slope + slope_next) * ((sigma_next - sigma) / 2)
         x = x_next
@@ -118,10 +126,10 @@ def dpm2(
         x, sigma = _churned(x, sigma, len(sigmas) - 1, noise, churn)
         denoised = denoise(x, sigma)
         down, up = split(sigma, sigma_next, eta)
-        if down == 0:
-            x = denoised
+        middle = math.sqrt(sigma * down)
+        if middle * TRUST <= sigma:
+            x = toward(x, denoised, down / sigma)
         else:
-            middle = math.sqrt(sigma * down)
             x_middle = toward(x, denoised, middle / sigma)
             slope = (x_middle - denoise(x_middle, middle)) / middle
             x = x + slope * (down - sigma)
@@ -181,7 +189,7 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> 
     for index, sigma, sigma_next in intervals(sigmas):
         denoised = denoise(x, sigma)
         slopes = [(x - denoised) / sigma, *slopes][:4]
-        if index == 0 and sigma_next > 0:
+        if index == 0 and sigma_next * TRUST > sigma:
             x_next = toward(x, denoised, sigma_next / sigma)
             slope = (slopes[0] + (x_next - denoise(x_next, sigma_next)) / sigma_next) / 2
         else:
