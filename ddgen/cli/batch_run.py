@@ -2,6 +2,7 @@
 missing, tell of it.
 """
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -13,13 +14,14 @@ import typer
 
 from ddgen.app import plan as planning
 from ddgen.app import sources
+from ddgen.app.adjust import adjust
 from ddgen.app.batch import Batch, Interrupted, Runner, clash, local, look
 from ddgen.app.identity import model_key, weights_digests
 from ddgen.app.ledger import FailedList, Ledger, Lock, Shard, run_seed
 from ddgen.app.naming import Target
 from ddgen.app.styles import load_styles
 from ddgen.app.tasks import Planner, Task
-from ddgen.cli import console, process
+from ddgen.cli import console, process, pulling
 from ddgen.cli.batch_talk import Talk
 from ddgen.cli.progress import make_progress
 from ddgen.errors import UsageError
@@ -53,6 +55,8 @@ class Options:
     events: bool
     end: str
     look_only: bool
+    loras: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
 
 
 def run(options: Options, values: dict[str, Any], target: Target) -> None:
@@ -61,7 +65,16 @@ def run(options: Options, values: dict[str, Any], target: Target) -> None:
     Raises:
         DdgenError: what is wrong with the input, the model or the output; exit code 3 is typer.Exit.
     """
-    spec = registry.find(values["model"], weights_file=values["weights_file"])
+    gc.enable()  # off since the start of the program; this command works for long
+    spec = adjust(
+        registry.find(values["model"], weights_file=values["weights_file"]),
+        loras=options.loras,
+        embeddings=options.embeddings,
+        vae=values["vae"],
+        prediction=values["prediction"],
+        clip_skip=values["clip_skip"],
+        weights_file=values["weights_file"],
+    )
     planner = make_planner(options, values, spec, target)
     planner.check_base()
     if options.look_only:
@@ -206,6 +219,7 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
     """Return what makes groups of tasks: this process, or a Ray cluster."""
     if values["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+    spec = pulling.here(spec, values["progress"])
     form = values["format"] if values["format"] is not None else "png"
     if options.engine == "ray":
         from ddgen.app import ray_runner
@@ -228,6 +242,8 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
             spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"]
         )
         console.detail(f"ddgen: loaded in {time.monotonic() - begun:.2f} s on {loaded.device}")
+        for note in loaded.notes:
+            console.warn(note)
         return Renderer(loaded, Saving(form, values["quality"], values["metadata"]), values["text_backend"])
 
     return local(load, talk.step)

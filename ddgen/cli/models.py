@@ -1,17 +1,20 @@
 """`ddgen models`: what is known and what is here; look into a checkpoint, check it, change its layout."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ddgen.cli import console, flags
-from ddgen.errors import ModelError, OutputError, choose
-from ddgen.weights import registry
+from ddgen.cli import console, flags, pulling
+from ddgen.cli.progress import MODES
+from ddgen.errors import OutputError, UsageError, choose
+from ddgen.weights import hub, registry
 from ddgen.weights.inspect import Inspection, inspect
 
 EXAMPLES = """Examples:
   ddgen models
+  ddgen models pull sd15
   ddgen models inspect model.safetensors
   ddgen models convert model.safetensors folder/
   ddgen models verify sticker
@@ -21,6 +24,12 @@ LAYOUTS = ("auto", "file", "folder")
 Name = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A name of 'ddgen models', a file or a folder.", show_default=False),
+]
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A name of 'ddgen models', or org/repo[@revision][:file].", show_default=False
+    ),
 ]
 File = Annotated[Path, typer.Argument(metavar="PATH", help="A file or a folder.", show_default=False)]
 Hash = Annotated[bool, flags.switch(flags.TALK, "Also read the files for their sha256.", "--hash")]
@@ -48,6 +57,8 @@ def register(app: typer.Typer) -> None:
     below.command("inspect")(inspect_)
     below.command("convert")(convert)
     below.command("verify")(verify)
+    below.command("pull")(pull)
+    below.command("remove")(remove)
     below.command("path")(path)
     app.add_typer(below, name="models")
 
@@ -64,7 +75,7 @@ def list_(
     """List the models of weights.toml: name, size on this machine, licence."""
     rows = []
     for entry in registry.entries(weights_file).values():
-        size = _size(entry.source.path)
+        size = _size(hub.located(entry.source))
         if json:
             console.out_json(_entry_json(entry, size))
             continue
@@ -99,7 +110,7 @@ def _entry_json(entry: registry.Entry, size: int | None) -> dict[str, Any]:
         "commercial": entry.commercial,
         "repo": source.repo,
         "file": source.file,
-        "path": None if source.path is None else str(source.path),
+        "path": None if (path := hub.located(source)) is None else str(path),
         "size": size,
     }
 
@@ -186,9 +197,7 @@ def convert(
         raise OutputError(f"'{target}' exists", "use --force to replace it", id="output.exists")
     spec = registry.find(model, weights_file=weights_file)
     if spec.source.path is None:
-        raise ModelError(
-            f"model '{spec.name}' is not on this machine", "give the path of a file", id="model.absent"
-        )
+        raise registry.absent(spec.name)
     write = converting.to_file if to_file else converting.to_folder
     report = write(open_checkpoint(spec.source.path), spec, target, dtype=kept)
     if report.dropped:
@@ -217,11 +226,65 @@ def verify(
             console.out(f"{checked.what:<12} {checked.found}")
 
 
-def path(model: Name, weights_file: flags.WeightsFile = None, debug: flags.Debug = False) -> None:
-    """Print where a model's weights lie."""
-    spec = registry.find(model, weights_file=weights_file)
-    if spec.source.path is None:
-        raise ModelError(
-            f"model '{spec.name}' is not on this machine", "give the path of a file", id="model.absent"
+def pull(
+    model: Reference,
+    progress: flags.Progress = None,
+    offline: flags.Offline = False,
+    weights_file: flags.WeightsFile = None,
+    debug: flags.Debug = False,
+) -> None:
+    """Fetch a model from the hub, or check that the copy that is here is whole; print where it lies."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+    mode = choose("progress", progress or "auto", MODES)
+    known = registry.entries(weights_file)
+    source, entry = registry.hub_source(model, known), registry.entry_of(model, known)
+    if source is None:
+        console.out(str(_place(model, weights_file)))
+        return
+    if entry is not None and hub.located(source) is None:
+        pulling.tell_licence(entry.name, entry.said.get("licence", ""), commercial=entry.commercial)
+    console.out(str(pulling.pull(source, model if entry is None else entry.name, mode)))
+
+
+def remove(
+    model: Reference,
+    weights_file: flags.WeightsFile = None,
+    json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Delete a fetched model from this machine; models that came in another way are left alone."""
+    from ddgen.weights.fetch import remove as forget
+
+    source = registry.hub_source(model, registry.entries(weights_file))
+    if source is None:
+        path = _place(model, weights_file)
+        raise UsageError(
+            f"model '{model}' did not come from the hub", f"it lies at '{path}'", id="usage.remove"
         )
-    console.out(str(spec.source.path))
+    freed = forget(source, model)
+    if json:
+        console.out_json({"type": "removed", "model": model, "bytes": freed})
+    else:
+        console.out(f"{_human(freed)} freed")
+
+
+def path(model: Reference, weights_file: flags.WeightsFile = None, debug: flags.Debug = False) -> None:
+    """Print where a model's weights lie."""
+    console.out(str(_place(model, weights_file)))
+
+
+def _place(model: str, weights_file: str | None) -> Path:
+    """Return where a model's weights lie; an autoencoder's too.
+
+    Raises:
+        ModelError: an unknown name, or not on this machine.
+    """
+    known = registry.entries(weights_file)
+    entry = registry.entry_of(model, known)
+    if entry is not None and entry.kind == "vae":
+        return registry.find_vae(model, weights_file=weights_file)
+    found = registry.find(model, weights_file=weights_file).source.path
+    if found is None:
+        raise registry.absent(model)
+    return found

@@ -76,7 +76,7 @@ def find(model: str | None = None, *, weights_file: str | Path | None = None) ->
     if looks_like_path(model):
         return describe(Path(model).expanduser(), known)
     close = nearest(model, [*known, *(alias for item in known.values() for alias in item.aliases)])
-    hint = (f"did you mean '{close}'? " if close else "") + "('ddgen models' lists all)"
+    hint = f"did you mean '{close}'? ('ddgen models' lists all)" if close else "'ddgen models' lists all"
     raise ModelError(f"model '{model}' is not in the registry", hint, id="model.unknown-name")
 
 
