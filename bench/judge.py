@@ -1,0 +1,92 @@
+"""Does the model draw what it was asked for? Each picture is judged by the nearest picture of the data set.
+
+    python bench/judge.py DATA [MODEL ...] [--seeds 0,1] [--dtype bfloat16]
+
+DATA is what `ddgen data build stickers` wrote. The judge knows nothing of the generator: it compares blurred colours and the directions of
+edges (16 x 16 cells) with every picture of DATA and takes the concept of the nearest. Prompts: prompts/eval/concepts.jsonl, one per concept.
+Without a MODEL it judges itself: each picture of one style by the pictures of the others.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CELLS = 16
+ANGLES = 6
+PROMPTS = Path(__file__).resolve().parents[1] / "prompts" / "eval" / "concepts.jsonl"
+
+
+def features(pixels: np.ndarray) -> np.ndarray:
+    """Return what the judge sees of a picture (H, W, 3) uint8: a unit vector of colours and edges, tolerant of small shifts."""
+    image = np.asarray(Image.fromarray(pixels).resize((4 * CELLS, 4 * CELLS), Image.Resampling.BOX)).astype(np.float32) / 255
+    colours = image.reshape(CELLS, 4, CELLS, 4, 3).mean((1, 3))
+    grey = image.mean(-1)
+    dy, dx = np.gradient(grey)
+    strength, angle = np.hypot(dx, dy), np.arctan2(dy, dx) % np.pi
+    edges = np.zeros((CELLS, CELLS, ANGLES), np.float32)
+    bins = (angle / np.pi * ANGLES).astype(int) % ANGLES
+    for i in range(ANGLES):
+        edges[..., i] = (strength * (bins == i)).reshape(CELLS, 4, CELLS, 4).mean((1, 3))
+    padded = np.pad(edges, ((1, 1), (1, 1), (0, 0)))
+    edges = sum(padded[i : i + CELLS, j : j + CELLS] for i in range(3) for j in range(3)) / 9
+    parts = [1 - colours, edges]
+    return np.concatenate([part.ravel() / (np.linalg.norm(part) + 1e-6) for part in parts])
+
+
+def nearest(found: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return for each row of `found` the row of `known` that is nearest."""
+    return (found @ known.T).argmax(1)
+
+
+def read_data(folder: Path) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return the features, concepts and styles of every picture of a data set."""
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    known = np.stack([features(np.asarray(Image.open(folder / row["file_name"]).convert("RGB"))) for row in rows])
+    return known, [row["icon"] for row in rows], [row["style"] for row in rows]
+
+
+def judge(pictures: Sequence[np.ndarray], known: np.ndarray, concepts: Sequence[str]) -> list[str]:
+    """Return the concept that each picture shows."""
+    return [concepts[i] for i in nearest(np.stack([features(picture) for picture in pictures]), known)]
+
+
+def judge_itself(known: np.ndarray, concepts: Sequence[str], styles: Sequence[str]) -> float:
+    """Return how often the judge is right about real pictures of a style it was not shown."""
+    right = []
+    for style in sorted(set(styles)):
+        held = np.array([item == style for item in styles])
+        found = nearest(known[held], known[~held])
+        names = np.array(concepts)
+        right += list(names[~held][found] == names[held])
+    return float(np.mean(right))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--dtype", default="float32")
+    options = parser.parse_args()
+    known, concepts, styles = read_data(options.data)
+    print(f"the judge itself, on styles it was not shown: {judge_itself(known, concepts, styles):.3f}")
+    rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    from ddgen.app.pipeline import Pipeline
+    from ddgen.app.sheet import draw
+
+    for model in options.models:
+        pictures = draw(Pipeline.load(model, dtype=options.dtype), [row["prompt"] for row in rows], seeds)
+        found = judge(pictures, known, concepts)
+        wanted = [row["concept"] for row in rows for _ in seeds]
+        wrong = [f"{want} -> {got}" for want, got in zip(wanted, found, strict=True) if want != got]
+        print(f"{model}: {1 - len(wrong) / len(wanted):.3f} of {len(wanted)} pictures show what was asked for")
+        print("  wrong: " + ", ".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
