@@ -263,7 +263,8 @@ def test_a_slope_from_far_below_is_left_out(name):
             levels.append(sigma)
             return torch.full_like(x, 1.0 if sigma < 995 else 0.0)
 
-        step = next(SAMPLERS[name].fn(denoise, torch.full((1,), 1000.0, dtype=torch.float64), sigmas, no_noise))
+        start = torch.full((1,), 1000.0, dtype=torch.float64)
+        step = next(SAMPLERS[name].fn(denoise, start, sigmas, no_noise))
         assert len(levels) == calls
         assert abs(step.x.item() - step.sigma) < 1.5
 
