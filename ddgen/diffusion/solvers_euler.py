@@ -51,7 +51,7 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> I
 
 
 # A second slope, taken at sigma', multiplies the change of D by about sigma / sigma' in the result. Beyond
-# this ratio (the first step from a level of a thousand, all levels in two steps) it does harm and is left out.
+# this ratio (the first step from a level of a thousand, all levels in two steps) it harms and is left out.
 TRUST = 20.0
 
 
