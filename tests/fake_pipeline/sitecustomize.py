@@ -27,6 +27,7 @@ class Loaded:
         self.digests = {"model": "ab" * 32}
         self.device = Device()
         self.denoiser = types.SimpleNamespace(dtype=None)
+        self.notes: list[str] = []
 
 
 class OutOfMemoryError(RuntimeError):

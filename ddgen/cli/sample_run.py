@@ -1,0 +1,156 @@
+"""What `ddgen sample` does once everything is checked: show the plan, or load the model, make and tell."""
+
+import gc
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ddgen.app import plan as planning
+from ddgen.app.naming import Names, parse_output
+from ddgen.cli import console, process, pulling
+from ddgen.cli.progress import make_progress
+from ddgen.diffusion.samplers import SAMPLERS
+from ddgen.errors import ResourceError
+from ddgen.io import files, metadata
+from ddgen.request import Job
+from ddgen.weights.spec import Spec
+
+if TYPE_CHECKING:
+    from ddgen.app.pipeline import Pipeline
+    from ddgen.app.produce import Result
+
+
+def show_plan(jobs: Sequence[Job], names: Names | None, *, grid: bool) -> None:
+    """Print each job with its token count and file name: a line of text, or of JSON."""
+    rules = jobs[0].prompt_syntax, jobs[0].steps
+    counts = {
+        prompt: planning.token_count(prompt, *rules) for prompt in dict.fromkeys(job.prompt for job in jobs)
+    }
+    for index, job in enumerate(jobs, 1):
+        path = str(names.path(job, index)) if names is not None else "-"
+        if console.manners.json:
+            console.out_json({"type": "job", "path": path, "tokens": counts[job.prompt], **asdict(job)})
+        else:
+            console.out(
+                f"{path}  {describe(job)}  seed {job.seed}  {counts[job.prompt]} tokens  {job.prompt!r}"
+            )
+    if grid and names is not None:
+        path = str(names.sheet(jobs[0]))
+        if console.manners.json:
+            console.out_json({"type": "grid", "path": path})
+        else:
+            console.out(f"{path}  all {len(jobs)} in one sheet")
+
+
+def make(
+    jobs: Sequence[Job], names: Names | None, spec: Spec, values: Mapping[str, Any], *, grid: bool, end: str
+) -> None:
+    """Load the model and make the pictures, telling of each as soon as it is safe on disk."""
+    seeds = sorted({job.seed for job in jobs})
+    shown = ", ".join(map(str, seeds)) if len(seeds) < 4 else f"{seeds[0]} ... {seeds[-1]}"
+    console.say(f"ddgen: {spec.name}, {len(jobs)} x {describe(jobs[0])}, seed {shown}")
+    saved = 0
+    process.at_end(lambda: f"ddgen: interrupted; {saved} of {len(jobs)} images saved\n")
+    if values["offline"]:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+    spec = pulling.here(spec, values["progress"])
+    if names is not None:
+        files.sweep(names.target.root)
+
+    from ddgen.app import pipeline, produce
+    from ddgen.app.assemble import assemble
+
+    begun = time.monotonic()
+    loaded = assemble(
+        spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"]
+    )
+    console.detail(f"ddgen: loaded in {time.monotonic() - begun:.2f} s on {loaded.device}")
+    for note in loaded.notes:
+        console.warn(note)
+    kind = names.target.format if names is not None else parse_output("-", values["format"]).format
+    saving = produce.Saving(kind, values["quality"], values["metadata"])
+    gc.freeze()
+    gc.enable()
+    batches = planning.batches(iter(jobs), values["batch_size"])
+    results = []
+    with make_progress(values["progress"], sum(job.steps for job in jobs), "steps") as bar:
+
+        def work(batch: Sequence[Job]) -> list[Any]:
+            try:
+                return pipeline.run(
+                    loaded, batch, lambda step, steps: bar.advance(len(batch), batch[0].prompt)
+                )
+            except Exception as error:
+                if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+                    raise too_large(batch, str(loaded.device)) from error
+                raise
+
+        for result in produce.produce(batches, work, names, saving, origin_of(loaded, jobs[0], values)):
+            saved += result.path is not None
+            tell(result, end=end, to_output=names is None and not grid)
+            if grid:
+                results.append(result)
+    if grid:
+        data = produce.sheet(results, saving)
+        if names is None:
+            console.out_bytes(data)
+        else:
+            path = produce.publish(names, lambda: names.sheet(jobs[0]), data)
+            if console.manners.json:
+                console.out_json({"type": "grid", "path": str(path), "images": len(results)})
+            else:
+                console.out(str(path), end=end)
+
+
+def tell(result: "Result", *, end: str, to_output: bool) -> None:
+    """Announce a picture that is safe: its path, its JSON, or its bytes."""
+    if to_output:
+        console.out_bytes(result.data)
+    elif console.manners.json:
+        job = asdict(result.job)
+        console.out_json(
+            {
+                "type": "image",
+                "path": str(result.path),
+                "sha256": result.sha256,
+                "seconds": round(result.seconds, 3),
+                **job,
+            }
+        )
+    elif result.path is not None:
+        console.out(str(result.path), end=end)
+    if result.pixels.min() == result.pixels.max():
+        console.warn(f"the picture of seed {result.job.seed} is one flat colour")
+
+
+def origin_of(loaded: "Pipeline", job: Job, values: Mapping[str, Any]) -> metadata.Origin:
+    """Return what made the pictures of this run, for their metadata."""
+    return metadata.Origin(
+        digests=loaded.digests,
+        sampler=SAMPLERS[job.sampler].label,
+        device=loaded.device.type,
+        dtype=str(loaded.denoiser.dtype or "float32").removeprefix("torch."),
+        torch=".".join(version("torch").split(".")[:2]),
+        text_backend=values["text_backend"],
+    )
+
+
+def too_large(batch: Sequence[Job], device: str) -> ResourceError:
+    """Return the error for a batch that does not fit into memory."""
+    job = batch[0]
+    what = (
+        f"{len(batch)} images of {job.width}x{job.height}" if len(batch) > 1 else f"{job.width}x{job.height}"
+    )
+    mend = (
+        "try --batch-size 1" if len(batch) > 1 else f"try --width {job.width // 2} --height {job.height // 2}"
+    )
+    return ResourceError(f"out of memory at {what} on {device}", mend, id="resource.memory")
+
+
+def describe(job: Job) -> str:
+    """Return a job's size and sampling in a few words."""
+    larger = f" x{job.scale}" if job.scale != 1 else ""
+    return f"{job.width}x{job.height}{larger}, {job.sampler} {job.steps} steps, guidance {job.guidance:g}"
