@@ -28,6 +28,8 @@ class Request:
     scale:             the finished picture is enlarged so many times (Lanczos).
     rng:               whose noise: "ddgen", or as "diffusers", "a1111" or "comfy" draw it.
     prompt_syntax:     "a1111" (weights, changes over the steps, AND, BREAK) or "plain" (every character is itself).
+    tile:              "x", "y" or "xy": the axes along which the picture's ends meet; "" = none.
+    variation:         how far the noise lies on the way to that of `variation_seed` (slerp), 0 to 1.
     """
 
     prompts: tuple[str, ...]
@@ -47,11 +49,37 @@ class Request:
     scale: int = 1
     prompt_syntax: str = "a1111"
     rng: str = "ddgen"
+    tile: str = ""
+    variation: float = 0.0
+    variation_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The part of a job that another picture plays; the picture itself is handed over beside the job.
+
+    verb:           the command, as "inpaint".
+    image:          sha256 of the picture's pixels; mask: of what is made anew of it ("" = everything).
+    strength:       the fraction of the steps that is run, from x0 + sigma eps on; None = all, from noise alone.
+    image_guidance: for networks that read the picture beside the noise; None for the others.
+    window:         side in pixels of the windows that the network sees one by one; 0 = all at once.
+    """
+
+    verb: str
+    image: str = ""
+    mask: str = ""
+    strength: float | None = None
+    image_guidance: float | None = None
+    window: int = 0
 
 
 @dataclass(frozen=True)
 class Job:
-    """Exactly one image: nothing is left to decide but the arithmetic. Fields as in Request; eta None = the sampler's own."""
+    """Exactly one image: nothing is left to decide but the arithmetic.
+
+    Fields as in Request; eta None = the sampler's own. toward, toward_weight: another prompt, and how far the
+    text's states lie on the way to its. edit: None for a picture made from its prompt alone.
+    """
 
     prompt: str
     negative: str
@@ -70,3 +98,9 @@ class Job:
     model: str
     prompt_syntax: str = "a1111"
     rng: str = "ddgen"
+    tile: str = ""
+    variation: float = 0.0
+    variation_seed: int = 0
+    toward: str = ""
+    toward_weight: float = 0.0
+    edit: Edit | None = None

@@ -234,6 +234,7 @@ def shape(task: Task) -> tuple[object, ...]:
         job.guidance == 1.0,
         job.prompt_syntax,
         job.rng,
+        job.tile,
         job.prompt.count("AND"),
         max(chunks(job.prompt), chunks(job.negative)),
     )

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ddgen.conditioning import Conditioning
 from ddgen.diffusion.denoiser import Denoise, Denoiser
-from ddgen.diffusion.guidance import guided, interval_from_steps, join
+from ddgen.diffusion.guidance import guided, guided_by_image, interval_from_steps, join, with_channels
 from ddgen.diffusion.spacing import Grid
+from ddgen.errors import UsageError
 from ddgen.nets.layers import timestep_embedding
 from ddgen.request import Job
 from ddgen.text.prompt import Part, compose
@@ -62,8 +63,10 @@ class Encodings:
         return [self.known[text, syntax] for text in texts]
 
 
-def bind(pipeline: Pipeline, jobs: Sequence[Job], grid: Grid) -> Denoise:
+def bind(pipeline: Pipeline, jobs: Sequence[Job], grid: Grid, beside: Tensor | None = None) -> Denoise:
     """Return denoise(x, sigma) for a batch of jobs that share a grid.
+
+    beside: (1, K, h, w) channels that the network reads behind x_t.
 
     Raises:
         UsageError: an unknown prompt syntax.
@@ -76,16 +79,23 @@ def bind(pipeline: Pipeline, jobs: Sequence[Job], grid: Grid) -> Denoise:
     negatives = [compose(job.negative, grid.steps, job.prompt_syntax, conjunction=False)[0] for job in jobs]
     weights = _weights(positives).to(pipeline.device)
     composed = weights.shape[1] > 1 or bool((weights != 1).any())
-    unconditional = composed or bool((scale != 1).any())
+    image_scale = jobs[0].edit.image_guidance if jobs[0].edit is not None else None
+    by_image = beside is not None and image_scale is not None and (image_scale != 1 or bool((scale != 1).any()))
+    unconditional = composed or by_image or bool((scale != 1).any())
+    towards = [_toward(job, parts) for job, parts in zip(jobs, positives, strict=True)]
+    if beside is not None and not by_image:
+        denoiser = with_channels(denoiser, beside)
+
+    guide = partial(guided_by_image, beside=beside, image_scale=image_scale) if by_image else guided
 
     def segment(step: int) -> Denoise:
         """Bind the texts of one step."""
         conds = [
-            _encode(pipeline, jobs, [parts[min(i, len(parts) - 1)].at(step) for parts in positives])
+            _encode(pipeline, jobs, [parts[min(i, len(parts) - 1)].at(step) for parts in positives], towards)
             for i in range(weights.shape[1])
         ]
         uncond = _encode(pipeline, jobs, [part.at(step) for part in negatives], negative=True) if unconditional else None
-        return guided(
+        return guide(
             denoiser,
             conds,
             uncond,
@@ -119,9 +129,43 @@ def _weights(positives: Sequence[Sequence[Part]]) -> Tensor:
     return torch.tensor([[part.weight for part in parts] + [0.0] * (most - len(parts)) for parts in positives])
 
 
-def _encode(pipeline: Pipeline, jobs: Sequence[Job], texts: Sequence[str], *, negative: bool = False) -> Conditioning:
+def _toward(job: Job, parts: Sequence[Part]) -> str | None:
+    """Return the text that a job's own is mixed with.
+
+    Raises:
+        UsageError: one of the two changes over the steps or is composed of several.
+    """
+    if not job.toward_weight:
+        return None
+    other = compose(job.toward, job.steps, job.prompt_syntax)
+    if any(len(side) > 1 or len(side[0].timeline) > 1 for side in (parts, other)):
+        raise UsageError(
+            "prompts with AND or changes over the steps have no middle", "use --prompt-syntax plain", id="usage.morph"
+        )
+    return other[0].at(1)
+
+
+def _mix(row: Conditioning, other: Conditioning, weight: float) -> Conditioning:
+    """Return the row `weight` of the way to the other one; the shorter text is repeated to the longer's length."""
+    both = join(row, other)
+    context = torch.lerp(both.context[:1], both.context[1:], weight)
+    return Conditioning(context, None if both.vector is None else torch.lerp(both.vector[:1], both.vector[1:], weight))
+
+
+def _encode(
+    pipeline: Pipeline,
+    jobs: Sequence[Job],
+    texts: Sequence[str],
+    towards: Sequence[str | None] = (),
+    *,
+    negative: bool = False,
+) -> Conditioning:
     """Return the conditioning of one text per job, with the sizes that the network reads beside it."""
     rows = pipeline.encodings.rows(texts, jobs[0].prompt_syntax)
+    for i, other in enumerate(towards):
+        if other is not None:
+            (there,) = pipeline.encodings.rows([other], jobs[0].prompt_syntax)
+            rows[i] = _mix(rows[i], there, jobs[i].toward_weight)
     if negative and pipeline.spec.zero_negative:
         rows = [_zeros(row) if not text else row for row, text in zip(rows, texts, strict=True)]
     cond = join(*rows)

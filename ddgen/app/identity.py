@@ -11,7 +11,7 @@ format are not: they change how a picture is computed or kept, not which one is 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from ddgen.io.metadata import canonical
 from ddgen.request import Job
@@ -46,7 +46,9 @@ def job_id(job: Job, model: str) -> str:
     said = {
         name: value for name, value, default in values if value != default
     }  # so a new setting renames no old job
-    text = json.dumps([_NUMERICS, model, said], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(
+        [_NUMERICS, model, said], sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=asdict
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
 

@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddgen.app import edit as editing
 from ddgen.app import plan
 from ddgen.app.conditions import Encodings, TextEncoder, bind
 from ddgen.diffusion.denoiser import Denoise, Denoiser
-from ddgen.diffusion.noise import NoiseSource
+from ddgen.diffusion.noise import NoiseSource, slerp
 from ddgen.diffusion.rng import initial_scale, make_noise
 from ddgen.diffusion.samplers import SAMPLERS, Step
 from ddgen.diffusion.spacing import Grid, make_grid, make_spacing
 from ddgen.errors import NumericsError
 from ddgen.io import images
+from ddgen.nets.seamless import seamless
 from ddgen.request import Job, Request
 from ddgen.weights import registry
 from ddgen.weights.spec import Spec
@@ -89,40 +91,60 @@ class Pipeline:
 
 
 @torch.inference_mode()
-def run(pipeline: Pipeline, jobs: Sequence[Job], on_step: OnStep | None = None) -> list[np.ndarray]:
+def run(
+    pipeline: Pipeline, jobs: Sequence[Job], on_step: OnStep | None = None, source: editing.Source | None = None
+) -> list[np.ndarray]:
     """Make one picture per job in one tensor batch: (H, W, 3) uint8 arrays, in order.
 
-    Jobs must agree in size and in all that shapes the grid (sampler, spacing, steps, sigmas, eta, rescale, interval); prompt, seed
-    and guidance may differ.
+    Jobs must agree in size, edit, tile and in all that shapes the grid (sampler, spacing, steps, sigmas, eta, rescale, interval);
+    prompt, seed, variation and guidance may differ. source: the picture that jobs with an `edit` work on.
 
     Raises:
         NumericsError: a picture came out non-finite; nothing of the batch is returned.
     """
-    latents = sample(pipeline, jobs, on_step)
-    pixels = pipeline.first_stage.decode(latents)
+    with seamless([pipeline.denoiser.network, pipeline.first_stage], jobs[0].tile):
+        latents = sample(pipeline, jobs, on_step, source)
+        pixels = pipeline.first_stage.decode(latents)
     bad = [str(job.seed) for job, image in zip(jobs, pixels, strict=True) if not torch.isfinite(image).all()]
     if bad:
         raise NumericsError(f"seed {', '.join(bad)}: non-finite values; not saved", "run with --dtype float32", id="numerics.pixels")
     return [images.enlarge(images.to_uint8(image), job.scale) for job, image in zip(jobs, pixels, strict=True)]
 
 
-def sample(pipeline: Pipeline, jobs: Sequence[Job], on_step: OnStep | None = None) -> Tensor:
+def sample(
+    pipeline: Pipeline, jobs: Sequence[Job], on_step: OnStep | None = None, source: editing.Source | None = None
+) -> Tensor:
     """Return the clean latents of a batch of jobs: (B, C, H / f, W / f) float32."""
-    job = jobs[0]
+    job, arch = jobs[0], pipeline.spec.arch
     if job.sigmas is not None:
         grid = make_grid(job.sigmas)
     else:
         discard = SAMPLERS[job.sampler].discard
         grid = make_spacing(job.spacing, pipeline.denoiser.schedule, job.steps, discard=discard)
-    denoise = bind(pipeline, jobs, grid)
-    stage = pipeline.spec.arch.first_stage
-    shape = (stage.channels, job.height // stage.factor, job.width // stage.factor)
+    grid = editing.later(grid, job.edit)
+    begun = editing.begin(pipeline, source, job.width, job.height)
+    denoise = editing.wrap(begun, jobs, bind(pipeline, jobs, grid, None if begun is None else begun.beside), arch)
+    shape = (arch.first_stage.channels, job.height // arch.first_stage.factor, job.width // arch.first_stage.factor)
     noise = make_noise(job.rng, [job.seed for job in jobs], shape, pipeline.device)
-    x = noise.initial() * initial_scale(job.rng, grid, sampler=job.sampler, spacing=job.spacing, sigma_max=pipeline.denoiser.schedule.sigma_max)
+    eps = varied(jobs, noise.initial(), shape)
+    x = eps * initial_scale(
+        job.rng, grid, sampler=job.sampler, spacing=job.spacing, sigma_max=pipeline.denoiser.schedule.sigma_max
+    )
+    if begun is not None and job.edit is not None:
+        x = editing.start(begun, job.edit, grid, eps, x)
     for step in walk(job, denoise, x, grid, noise):
         if on_step is not None:
             on_step(step, grid.steps)
     return step.x
+
+
+def varied(jobs: Sequence[Job], eps: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the first normals of each job, moved toward those of its variation seed."""
+    if not any(job.variation for job in jobs):
+        return eps
+    others = make_noise(jobs[0].rng, [job.variation_seed for job in jobs], shape, eps.device).initial()
+    rows = zip(eps, others, (job.variation for job in jobs), strict=True)
+    return torch.stack([slerp(a, b, amount) for a, b, amount in rows])
 
 
 def walk(job: Job, denoise: Denoise, x: Tensor, grid: Grid, noise: NoiseSource) -> Iterator[Step]:

@@ -28,6 +28,7 @@ MAX_GUIDANCE = 100.0
 MAX_SCALE = 16
 MAX_RESULT_PIXELS = 64 * 2**20
 TOKENS_PER_CHUNK = 75
+TILES = ("", "x", "y", "xy")
 AUTO_BATCH_PIXELS = 8 * 128 * 128
 
 
@@ -229,7 +230,21 @@ def _shared(request: Request, spec: Spec) -> dict[str, object]:
         "model": spec.name,
         "prompt_syntax": choose("prompt syntax", request.prompt_syntax, SYNTAXES),
         "rng": choose("rng", request.rng, RNGS),
+        **_whims(request),
     }
+
+
+def _whims(request: Request) -> dict[str, object]:
+    """Resolve what plays with the noise and the canvas."""
+    if request.tile not in TILES:
+        raise UsageError(f"--tile '{request.tile}' is unknown", "use x, y or xy", id="usage.tile")
+    _in_range("--variation", request.variation, 0.0, 1.0)
+    if request.variation and request.variation_seed is None:
+        raise UsageError("--variation needs a seed to go to", "add --variation-seed 1", id="usage.variation")
+    seed = 0 if request.variation_seed is None else request.variation_seed
+    _in_range("--variation-seed", seed, 0, MAX_SEED)
+    # Two runs that make the same picture say the same thing.
+    return {"tile": request.tile, "variation": float(request.variation), "variation_seed": seed if request.variation else 0}
 
 
 def _grid_names(request: Request, spec: Spec) -> tuple[str, str]:

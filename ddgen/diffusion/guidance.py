@@ -9,6 +9,7 @@ Ref: Ho & Salimans 2022, arXiv 2207.12598; rescale: Lin et al. 2023, arXiv 2305.
 Kynkaanniemi et al. 2024, arXiv 2404.07724.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -74,6 +75,57 @@ def guided(
         return _rescaled(denoiser, x, sigma, d_cond, d_guided, rescale)
 
     return denoise if denoiser.x0_clamp is None else clamped(denoise, denoiser.x0_clamp)
+
+
+def guided_by_image(
+    denoiser: Denoiser,
+    conds: Sequence[Conditioning],
+    uncond: Conditioning,
+    beside: Tensor,
+    *,
+    scale: float | Tensor,
+    image_scale: float,
+    weights: Tensor | None = None,
+    rescale: float = 0.0,
+    interval: tuple[float, float] | None = None,
+) -> Denoise:
+    """Return denoise(x, sigma) for a network that reads a picture beside its noise, guided by text and picture:
+
+        D = D(0, 0) + s_image (D(0, I) - D(0, 0)) + s_text (D(T, I) - D(0, I))
+
+    beside: (B, K, h, w) the picture's channels; zeros stand for no picture. The rest as in `guided`.
+    Ref: Brooks et al. 2022 (InstructPix2Pix), arXiv 2211.09800, eq. 3.
+    """
+    branches = join(uncond, uncond, *conds)
+    count = 2 + len(conds)
+    reading = with_channels(denoiser, torch.cat([torch.zeros_like(beside), beside.repeat(count - 1, 1, 1, 1)]))
+    strength = scale.reshape(-1, 1, 1, 1) if isinstance(scale, Tensor) else scale
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        d_free, d_image, *d_parts = reading(x.repeat(count, 1, 1, 1), sigma, branches).chunk(count)
+        d_cond = d_parts[0] if weights is None else _composed(d_image, d_parts, weights)
+        if interval is not None and not interval[0] < sigma <= interval[1]:
+            return d_cond
+        d_guided = d_free + image_scale * (d_image - d_free) + strength * (d_cond - d_image)
+        return d_guided if rescale == 0 else _rescaled(denoiser, x, sigma, d_cond, d_guided, rescale)
+
+    return denoise if denoiser.x0_clamp is None else clamped(denoise, denoiser.x0_clamp)
+
+
+def with_channels(denoiser: Denoiser, beside: Tensor) -> Denoiser:
+    """Return the denoiser of a network that reads constant channels behind c_in x: mask, picture.
+
+    beside: (B, K, h, w); a batch of several branches gets them again for each.
+    """
+    network = denoiser.network
+
+    def reading(x: Tensor, *rest: Tensor | None, **named: Tensor) -> Tensor:
+        rows = beside.to(x).repeat(len(x) // len(beside), 1, 1, 1)
+        return network(torch.cat([x, rows], dim=1), *rest, **named)
+
+    bound = copy.copy(denoiser)
+    bound.network = reading
+    return bound
 
 
 def _composed(d_uncond: Tensor, d_parts: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -68,3 +68,16 @@ def normals(seed: int, draw: int, shape: tuple[int, ...]) -> np.ndarray:
     """Return float64 standard normals of one image for one draw."""
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, draw], dtype=np.uint64)))
     return generator.standard_normal(shape)
+
+
+def slerp(a: Tensor, b: Tensor, amount: float) -> Tensor:
+    """Return what lies `amount` of the way from a to b on the arc between them: normals stay as large as normals are.
+
+    Ref: Shoemake 1985, "Animating rotation with quaternion curves", section 3.3; White 2016, arXiv 1609.04468.
+    """
+    if amount == 0 or amount == 1:  # exactly the ends
+        return b if amount else a
+    angle = torch.acos((torch.sum(a * b) / (a.norm() * b.norm())).clamp(-1.0, 1.0))
+    if torch.sin(angle) < 1e-4:  # parallel
+        return torch.lerp(a, b, amount)
+    return (torch.sin((1 - amount) * angle) * a + torch.sin(amount * angle) * b) / torch.sin(angle)

@@ -102,6 +102,9 @@ _JOB_FIELDS = (
     "scale",
     "prompt_syntax",
     "rng",
+    "tile",
+    "variation",
+    "variation_seed",
 )
 _PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _A1111_NAMES = {
@@ -112,6 +115,8 @@ _A1111_NAMES = {
     "Seed": "seed",
     "Eta": "eta",
     "CFG Rescale": "guidance_rescale",
+    "Variation seed": "variation_seed",
+    "Variation seed strength": "variation",
 }
 
 

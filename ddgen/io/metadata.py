@@ -24,6 +24,11 @@ SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmic
 NAMESPACE = "urn:ddgen:1:"
 JPEG_LIMIT = 65_000  # bytes that fit into one APP1 segment
 
+# What most pictures have nothing to say about is left out of theirs.
+_PLAIN: dict[str, object] = {
+    "tile": "", "variation": 0.0, "variation_seed": 0, "toward": "", "toward_weight": 0.0, "edit": None,
+}  # fmt: skip
+
 A1111_SPACINGS = {
     "karras": "Karras",
     "exponential": "Exponential",
@@ -76,7 +81,7 @@ def describe(job: Job, origin: Origin, level: str = "full", id: str = "") -> Met
 
 def settings_of(job: Job, origin: Origin, level: str = "full") -> dict[str, object]:
     """Return what the `ddgen` text holds, as plain data."""
-    fields = asdict(job)
+    fields = {name: value for name, value in asdict(job).items() if _PLAIN.get(name, ...) != value}
     if level == "min":
         del fields["prompt"], fields["negative"]
     return {
@@ -113,6 +118,11 @@ def a1111(job: Job, origin: Origin) -> str:
         ("CFG Rescale", _number(job.guidance_rescale) if job.guidance_rescale else None),
         ("Guidance interval", "-".join(map(_number, job.guidance_interval or ())) or None),
         ("Sigmas", ", ".join(map(_number, job.sigmas or ())) or None),
+        ("Variation seed", job.variation_seed if job.variation else None),
+        ("Variation seed strength", _number(job.variation) if job.variation else None),
+        ("Tiling", True if job.tile else None),
+        ("Denoising strength", _number(job.edit.strength) if job.edit and job.edit.strength is not None else None),
+        ("Image CFG scale", _number(job.edit.image_guidance) if job.edit and job.edit.image_guidance is not None else None),
         ("Postprocess upscale by", job.scale if job.scale != 1 else None),
         ("Postprocess upscaler", "Lanczos" if job.scale != 1 else None),
         ("Version", f"ddgen {__version__}"),

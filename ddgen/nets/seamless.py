@@ -1,0 +1,40 @@
+"""Pictures whose ends meet: while it lasts, convolutions see the opposite side where they saw zeros.
+
+    with seamless([unet, decoder], "x"):  ...   the left neighbour of column 0 is the last column
+
+Networks without positions become equivariant to rolling the picture along that axis; attention always was. A
+network with position channels still knows where its canvas begins.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
+
+
+@contextmanager
+def seamless(networks: Iterable[object], axes: str) -> Iterator[None]:
+    """Have the padded convolutions of some modules wrap around along "x", "y" or both; "" changes nothing."""
+    convolutions = [
+        layer
+        for network in networks
+        if axes and isinstance(network, nn.Module)
+        for layer in network.modules()
+        if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0)
+    ]
+    for layer in convolutions:
+        layer.forward = partial(_wrapped, layer, axes)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in convolutions:
+            del layer.forward
+
+
+def _wrapped(layer: nn.Conv2d, axes: str, x: Tensor) -> Tensor:
+    down, across = layer.padding
+    for axis, sides in (("x", (across, across, 0, 0)), ("y", (0, 0, down, down))):
+        x = pad(x, sides, mode="circular") if axis in axes else pad(x, sides)
+    return conv2d(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
