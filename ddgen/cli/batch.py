@@ -43,6 +43,7 @@ SWEPT = (
     "eta",
     "scale",
     "prompt_syntax",
+    "rng",
     "style",
 )
 BATCH = "Batch"
@@ -122,6 +123,7 @@ def batch(
     spacing: flags.Spacing = None,
     sigmas: flags.Sigmas = None,
     eta: flags.Eta = None,
+    rng: flags.Rng = None,
     prompt_syntax: flags.PromptSyntax = None,
     style: Style = None,
     styles_file: StylesFile = None,
@@ -139,6 +141,11 @@ def batch(
     shared_output: SharedOutput = False,
     model: flags.Model = None,
     weights_file: flags.WeightsFile = None,
+    lora: flags.Lora = None,
+    embedding: flags.Embedding = None,
+    vae: flags.Vae = None,
+    prediction: flags.Prediction = None,
+    clip_skip: flags.ClipSkip = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     text_backend: flags.TextBackend = None,
@@ -198,6 +205,8 @@ def batch(
         events=events,
         end="\0" if null else "\n",
         look_only=plan,
+        loras=tuple(lora or ()),
+        embeddings=tuple(embedding or ()),
     )
     check_input(options.files)
     batch_run.run(options, plain, read_target(plain, options.files))

@@ -224,13 +224,23 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
     if options.engine == "ray":
         from ddgen.app import ray_runner
 
-        return ray_runner.runner(
-            ray_runner.Cluster(options.address, options.workers, options.shared_output, values["device"]),
-            ray_runner.Recipe(
-                spec, values["dtype"], values["text_backend"], form, values["quality"], values["metadata"]
-            ),
-            talk.stopping,
+        cluster = ray_runner.Cluster(
+            options.address,
+            options.workers,
+            options.shared_output,
+            {"auto": None, "cpu": False}.get(values["device"], True),
         )
+        recipe = ray_runner.ModelRecipe(
+            spec,
+            weights_digests(spec),
+            values["device"],
+            values["dtype"],
+            values["text_backend"],
+            form,
+            values["quality"],
+            values["metadata"],
+        )
+        return ray_runner.runner(cluster, recipe, talk.stopping)
 
     def load() -> Any:
         from ddgen.app.assemble import assemble

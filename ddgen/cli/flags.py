@@ -119,6 +119,9 @@ Spacing = Annotated[
 Sigmas = Annotated[
     str | None, value(SAMPLING, "LIST", "The noise levels themselves, as 14.6,7,3,1,0.", "--sigmas")
 ]
+Rng = Annotated[
+    str | None, value(SAMPLING, "NAME", "Whose noise: ddgen, diffusers, a1111, comfy. [ddgen]", "--rng")
+]
 Eta = Annotated[
     str | None,
     value(
@@ -139,6 +142,24 @@ Model = Annotated[
 ]
 WeightsFile = Annotated[
     str | None, value(MODEL, "FILE", "A weights.toml that goes before the others.", "--weights-file")
+]
+Vae = Annotated[
+    str | None,
+    value(MODEL, "NAME|FILE", "Another autoencoder, as taesd. [the model's]", "--vae"),
+]
+Lora = Annotated[
+    list[str] | None,
+    value(MODEL, "FILE[:W]", "A LoRA with its weight, as ink.safetensors:0.8; may be given again.", "--lora"),
+]
+Embedding = Annotated[
+    list[str] | None,
+    value(MODEL, "FILE", "A textual inversion; its name is its word. May be given again.", "--embedding"),
+]
+Prediction = Annotated[
+    str | None, value(MODEL, "NAME", "What the network predicts: eps, v, x0, flow, edm. [the model's]", "--prediction")
+]
+ClipSkip = Annotated[
+    str | None, value(MODEL, "N", "Read the text N layers from the end, 1 = the last. [the model's]", "--clip-skip")
 ]
 Device = Annotated[str | None, value(MODEL, "NAME", "cpu, cuda, cuda:1, mps. [auto]", "--device")]
 Dtype = Annotated[str | None, value(MODEL, "NAME", "float32, bfloat16, float16. [auto]", "--dtype")]
