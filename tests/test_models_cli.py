@@ -1,4 +1,4 @@
-"""`ddgen models` through the installed program: listing, looking into, converting, checking, fetching and removing."""
+"""`ddgen models` through the installed program: list, inspect, convert, verify, pull, remove."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,8 @@ def test_inspecting_full_size_files(name, parameters, place):
 
 def test_inspecting_imports_no_torch(place):
     sparse(place.path / "m.safetensors", full_size("SD21"))
-    code = "import sys; from ddgen.cli import models; models.inspect('m.safetensors'); print('torch' in sys.modules)"
+    code = "from ddgen.cli.models import inspect; inspect('m.safetensors')"
+    code += "; import sys; print('torch' in sys.modules)"
     assert place.shell(f'python -c "{code}"', fake=False).stdout == b"False\n"
 
 

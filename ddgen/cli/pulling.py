@@ -7,6 +7,7 @@ from pathlib import Path
 from ddgen.cli import console
 from ddgen.cli.progress import Progress, make_progress
 from ddgen.weights import registry
+from ddgen.weights.header import prefetch
 from ddgen.weights.spec import Source, Spec
 
 MEGABYTE = 10**6
@@ -18,7 +19,10 @@ def here(spec: Spec, mode: str) -> Spec:
     Raises:
         NetworkError: it cannot be fetched. ModelError: what came is not what was recorded or announced.
     """
-    if spec.source.path is not None or spec.source.repo is None:
+    path = spec.source.path
+    if path is not None and path.is_file():
+        prefetch(path)  # while torch is imported
+    if path is not None or spec.source.repo is None:
         return spec
     entry = registry.entries().get(spec.name)
     tell_licence(spec.name, spec.licence, commercial=entry is None or entry.commercial)

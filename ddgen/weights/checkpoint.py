@@ -1,5 +1,4 @@
-"""Weights <-> modules: read tensors straight into the compute dtype, load them strictly, save them with their
-Spec.
+"""Weights <-> modules: read straight into the compute dtype, loaded strictly, saved with their Spec.
 
 Files are read with preadv into the memory that the module keeps: no mmap (a file that is truncated meanwhile
 gives an error, not a dead process), no second copy. A module is built on the `meta` device, where it costs

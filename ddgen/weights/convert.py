@@ -1,7 +1,6 @@
 """From one layout to another, tensor by tensor: lossless for what both hold, the rest is named.
 
-file or folder  ->  one file under LDM names, or a folder in diffusers' layout (export.py writes its config
-files)
+    file or folder  ->  one file under LDM names, or a folder in diffusers' layout (its configs: export.py)
 """
 
 import json

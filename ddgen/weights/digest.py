@@ -1,8 +1,7 @@
-"""The sha256 of weights files, remembered: a file of gigabytes is hashed once, and again when it changes.
-Torch-free.
+"""The sha256 of weights files, remembered: one of gigabytes is hashed once, and again when it changes.
 
-The memory is one JSON file in the user's cache directory, {path: [identity, sha256]}. Losing it costs time,
-nothing else.
+Torch-free. The memory is one JSON file in the user's cache directory, {path: [identity, sha256]}. Losing it
+costs time, nothing else.
 """
 
 import hashlib

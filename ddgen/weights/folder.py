@@ -1,11 +1,10 @@
-"""A folder in diffusers' layout: its config files say what it is, its weight files (whole, variant or
-sharded) what it holds. Torch-free.
+"""A folder in diffusers' layout: its config files say what it is, its weight files what it holds. Torch-free.
 
     model_index.json  scheduler/scheduler_config.json  unet/config.json  vae/config.json
     text_encoder[_2]/config.json  [ddgen.json]
 
-Config files are data: numbers and words from a fixed set are read, a class name is never looked up, an
-    unknown kind of block is refused.
+Weight files may be whole, a variant or sharded. Config files are data: numbers and words from a fixed set are
+read, a class name is never looked up, an unknown kind of block is refused.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Safetensors headers, read and proved sound before a single weight is: torch-free.
 
-    8 bytes little-endian n | n bytes of JSON: {name: {dtype, shape, data_offsets}, "__metadata__": {str:
-    str}} | data
+    8 bytes little-endian n | n bytes of JSON | data
+    JSON: {name: {dtype, shape, data_offsets}, ..., "__metadata__": {str: str}}
 
 A weights file is data from strangers. What is checked here: a regular, whole file; what it really is, when it
 is not safetensors; sizes within limits; plain names, none twice; known dtypes; tensors that fill the data

@@ -1,5 +1,4 @@
-"""What a checkpoint is, told from headers and config files alone. Torch-free, and no weight is read (but one
-small norm of SD 2)."""
+"""What a checkpoint is, told from headers and config files alone (and one small norm of SD 2). Torch-free."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

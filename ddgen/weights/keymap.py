@@ -1,5 +1,4 @@
-"""The key table: how the published layouts name, cut and turn the same tensors. Torch-free; nothing else
-renames a key.
+"""The key table: how the published layouts name, cut and turn the same tensors. Nothing else renames a key.
 
     part        native names (what our modules use)          other layout
     unet        LDM: input_blocks.4.1.proj_in                diffusers: down_blocks.1.attentions.0.proj_in
@@ -8,7 +7,7 @@ renames a key.
 
 A table is a dict of dotted module prefixes; what follows a prefix is the same on both sides. A tensor that is
 not taken whole (open_clip's fused q, k, v; a projection used as x @ P; a Linear that was a 1 x 1 convolution)
-is described by a Take, which works on any array.
+is described by a Take, which works on any array. Torch-free.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,8 +22,8 @@ from ddgen.nets.config import KLConfig, UNetConfig
 IGNORED = (
     "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_*", "posterior_*", "logvar", "lvlb_weights",
     "sigmas", "denoiser.*", "*position_ids", "*attn_mask", "*logit_scale", "model_ema.decay",
-    "model_ema.num_updates", "optimizer_states*", "global_step", "first_stage_model.loss.*", "loss.*", "*.scale_input", "scaled_fp8",
-    "v_pred", "ztsnr", "edm_vpred.*", "edm_mean", "edm_std",
+    "model_ema.num_updates", "optimizer_states*", "global_step", "first_stage_model.loss.*", "loss.*",
+    "*.scale_input", "scaled_fp8", "v_pred", "ztsnr", "edm_vpred.*", "edm_mean", "edm_std",
 )  # fmt: skip
 
 

@@ -1,5 +1,4 @@
-"""Open a checkpoint, file or folder: what it is and which tensors it holds, from headers and config files
-alone. Torch-free."""
+"""Open a checkpoint, file or folder: what it is and holds, from headers and configs alone. Torch-free."""
 
 import json
 from collections.abc import Callable, Mapping

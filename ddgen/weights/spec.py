@@ -1,8 +1,6 @@
-"""A Spec: all that is needed to run a checkpoint, and its JSON form, which every file ddgen writes carries in
-its header. Torch-free.
+"""A Spec: all that is needed to run a checkpoint; as JSON, it is in every file that ddgen writes. Torch-free.
 
-metadata["ddgen"] = {"format": 1, "name": ..., "arch": {...}, "prediction": ..., "schedule": {...},
-"defaults": {...}, ...}
+    metadata["ddgen"] = {"format": 1, "name": ..., "arch": {...}, "prediction": ..., "schedule": {...}, ...}
 """
 
 import dataclasses

@@ -1,5 +1,4 @@
-"""What a file holds: its tensors sorted into parts, each under the names our modules use, from the header
-alone. Torch-free.
+"""A file's tensors sorted into parts, under the names our modules use, from its header alone. Torch-free.
 
 Prefixes of whole checkpoints are stripped, bare files (only a U-Net, only an autoencoder) are recognised,
 both layouts go through keymap.py. What belongs to no part is either known junk or unknown; nothing is dropped
