@@ -11,7 +11,7 @@ network calls; a stream is never kept waiting to fill a group.
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from ddgen.errors import BusyError, DdgenError, InputError, OutputError, Resourc
 from ddgen.io import files
 from ddgen.io.lines import BadLine
 from ddgen.io.whole import Torn, embedded_id
+from ddgen.request import Job
 
 WINDOW = 512
 """Tasks that are looked at together to find some of equal shape."""
@@ -217,27 +218,17 @@ def local(load: Callable[[], Render], on_step: OnStep) -> Runner:
     return runner
 
 
+_OWN = ("prompt", "negative", "seed", "guidance", "variation", "variation_seed", "model")
+"""What the pictures of one tensor batch may differ in."""
+
+_SHARED = tuple(field.name for field in fields(Job) if field.name not in _OWN)
+
+
 def shape(task: Task) -> tuple[object, ...]:
     """Return what tasks must agree in to share a tensor batch."""
     job = task.job
-    return (
-        job.width,
-        job.height,
-        job.scale,
-        job.steps,
-        job.sampler,
-        job.spacing,
-        job.sigmas,
-        job.eta,
-        job.guidance_rescale,
-        job.guidance_interval,
-        job.guidance == 1.0,
-        job.prompt_syntax,
-        job.rng,
-        job.tile,
-        job.prompt.count("AND"),
-        max(chunks(job.prompt), chunks(job.negative)),
-    )
+    texts = (job.guidance == 1.0, job.prompt.count("AND"), max(chunks(job.prompt), chunks(job.negative)))
+    return (*(getattr(job, name) for name in _SHARED), *texts)
 
 
 def chunks(prompt: str) -> int:

@@ -105,6 +105,9 @@ _JOB_FIELDS = (
     "tile",
     "variation",
     "variation_seed",
+    "tile",
+    "variation",
+    "variation_seed",
 )
 _PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _A1111_NAMES = {

@@ -1,0 +1,328 @@
+"""The batch's runner on a Ray cluster: a warm pipeline per GPU or per few cores, the driver alone keeps the
+books.
+
+    driver: groups -> worker with a free place -> outcomes -> files, ledger (app/batch.py, as for the local
+    runner)
+
+At most two groups a worker are under way, so ten thousand prompts wait in the file and not in the cluster. A
+worker that dies costs the group in its hand, which another makes; a group that has cost two workers is made
+picture by picture, and a picture that has cost three is given up. Nothing here writes the ledger; with
+`shared` the workers put the pictures in place themselves, by the same safe write.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ddgen import errors
+from ddgen.app.batch import Group, Interrupted, Render, Runner
+from ddgen.app.outcome import Made, Missed, Outcome
+from ddgen.errors import DdgenError, ModelError, ResourceError, UsageError
+from ddgen.io import files
+from ddgen.weights.spec import Spec
+
+IN_HAND = 2
+"""Groups under way per worker: one made, one waiting, so that no worker waits for the driver."""
+
+MAX_DEATHS = 3
+CORES = 2
+LOCAL = ("", "local", "auto", "localhost", "127.0.0.1")
+
+
+class Recipe(Protocol):
+    """What a worker makes its renderer from; it crosses to other machines."""
+
+    def build(self, threads: int) -> Render: ...
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """A model's Spec and how to run it. digests: what the weights must be, there as here."""
+
+    spec: Spec
+    digests: dict[str, str]
+    device: str
+    dtype: str
+    text_backend: str
+    format: str
+    quality: int
+    metadata: str
+
+    def build(self, threads: int) -> Render:
+        """Load the pipeline on this worker.
+
+        Raises:
+            ModelError: the weights are not there, or others.
+        """
+        import torch
+
+        from ddgen.app.assemble import assemble
+        from ddgen.app.produce import Saving
+        from ddgen.app.render import Renderer
+
+        torch.set_num_threads(threads)
+        loaded = assemble(self.spec, device=self.device, dtype=self.dtype, text_backend=self.text_backend)
+        if loaded.digests != self.digests:
+            raise ModelError(
+                f"model '{self.spec.name}' has other weights on {os.uname().nodename}",
+                "copy the same file there",
+                id="model.sha256",
+            )
+        return Renderer(loaded, Saving(self.format, self.quality, self.metadata), self.text_backend)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where to run.
+
+    address: of a running cluster, None starts one here; workers: None counts GPUs or cores.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    shared: bool = False
+    gpu: bool | None = None
+
+
+class Worker:
+    """One process of the cluster with a warm renderer. Only plain data crosses."""
+
+    def __init__(self, recipe: Recipe, threads: int, shared: bool) -> None:
+        self._shared = shared
+        self._error: dict[str, str] | None = None
+        try:
+            self._render = recipe.build(threads)
+        except DdgenError as error:
+            self._error = _packed(error)
+
+    def ready(self) -> dict[str, str] | None:
+        """Return the error that kept the worker from starting, as plain data."""
+        return self._error
+
+    def make(self, group: Group) -> list[dict[str, Any]]:
+        """Make a group; the outcomes are plain data, in the order they came."""
+        places = {task.id: index for index, task in enumerate(group)}
+        packed: list[dict[str, Any]] = []
+        try:
+            for outcome in self._render(group, lambda step, steps, images: None):
+                record: dict[str, Any] = {"place": places[outcome.task.id]}
+                if isinstance(outcome, Made):
+                    packed.append({**record, "seconds": outcome.seconds, "data": self._delivered(outcome)})
+                else:
+                    packed.append({**record, "error": _packed(outcome.error)})
+        except DdgenError as error:
+            packed.append({"fatal": _packed(error)})
+        return packed
+
+    def _delivered(self, made: Made) -> bytes | None:
+        assert made.data is not None
+        if not self._shared:
+            return made.data
+        try:
+            files.publish(made.task.path, made.data)
+        except FileExistsError:
+            return made.data  # the driver looks whose it is
+        return None
+
+
+@dataclass
+class _Sent:
+    """A group under way."""
+
+    group: Group
+    worker: int
+    deaths: int
+
+
+@dataclass
+class _Crew:
+    """The workers, by number; a dead one is replaced under the same number."""
+
+    ray: Any
+    recipe: Recipe
+    shared: bool
+    cores: int
+    gpus: float
+    handles: list[Any] = field(default_factory=list)
+
+    def start(self) -> int:
+        actor = self.ray.remote(num_cpus=self.cores, num_gpus=self.gpus, max_restarts=0, max_task_retries=0)(
+            Worker
+        )
+        self.handles.append(actor.remote(self.recipe, self.cores, self.shared))
+        return len(self.handles) - 1
+
+    def replace(self, number: int) -> None:
+        self.start()
+        self.handles[number] = self.handles.pop()
+
+    def stop(self) -> None:
+        for handle in self.handles:
+            self.ray.kill(handle)
+
+
+def runner(cluster: Cluster, recipe: Recipe, stop: Callable[[], bool]) -> Runner:
+    """Return the runner of a cluster; it is joined when the first group comes.
+
+    Raises:
+        UsageError: Ray is not installed, or a cluster elsewhere without a token.
+    """
+    check_address(cluster.address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if cluster.address in (None, "", "local"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "--engine ray needs Ray", "install it: pip install 'ddgen[ray]'", id="usage.ray"
+        ) from None
+
+    def run(groups: Iterator[Group]) -> Iterator[Outcome]:
+        first = next(groups, None)
+        if first is not None:
+            yield from _run(cluster, recipe, stop, first, groups)
+
+    return run
+
+
+def check_address(address: str | None) -> None:
+    """Refuse a cluster on other machines without authentication: whoever reaches its port could run code on
+    it.
+
+    Raises:
+        UsageError: no token mode.
+    """
+    host = (address or "").removeprefix("ray://").rpartition(":")[0] or (address or "")
+    if host in LOCAL or os.environ.get("RAY_AUTH_MODE") == "token":
+        return
+    raise UsageError(
+        f"--address {address} needs a token",
+        "set RAY_AUTH_MODE=token (see docs/ray.md)",
+        id="usage.ray-token",
+    )
+
+
+def _run(
+    cluster: Cluster, recipe: Recipe, stop: Callable[[], bool], first: Group, groups: Iterator[Group]
+) -> Iterator[Outcome]:
+    import ray
+
+    mine = _join(ray, cluster)
+    crew = _crew(ray, cluster, recipe)
+    waiting: deque[tuple[Group, int]] = deque([(first, 0)])
+    sent: dict[Any, _Sent] = {}
+    more = True
+    try:
+        while more or waiting or sent:
+            for number, handle in enumerate(crew.handles):
+                while sum(item.worker == number for item in sent.values()) < IN_HAND and (waiting or more):
+                    if not waiting:
+                        group = next(groups, None)
+                        if group is None:
+                            more = False
+                            break
+                        waiting.append((group, 0))
+                    group, deaths = waiting.popleft()
+                    sent[handle.make.remote(group)] = _Sent(group, number, deaths)
+            done, _ = ray.wait(list(sent), timeout=0.2) if sent else ([], [])
+            if stop():
+                raise Interrupted
+            for ref in done:
+                if ref in sent:
+                    yield from _receive(ray, crew, ref, sent, waiting)
+    finally:
+        crew.stop()
+        if mine:
+            ray.shutdown()
+
+
+def _receive(
+    ray: Any, crew: _Crew, ref: Any, sent: dict[Any, _Sent], waiting: deque[tuple[Group, int]]
+) -> Iterator[Outcome]:
+    """Yield the outcomes of a finished group, or send the groups of a dead worker again."""
+    try:
+        packed = ray.get(ref)
+    except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+        lost = [(other, item) for other, item in sent.items() if item.worker == sent[ref].worker]
+        for place, (other, item) in enumerate(lost):
+            del sent[other]
+            deaths = item.deaths + (place == 0)  # the first was in its hand, the others had not begun
+            if deaths >= MAX_DEATHS:
+                error = ResourceError(
+                    f"{deaths} workers died making it", "see if memory is enough", id="resource.worker"
+                )
+                yield from (Missed(task, error) for task in item.group)
+            elif deaths == MAX_DEATHS - 1:
+                waiting.extend(([task], deaths) for task in item.group)
+            else:
+                waiting.append((item.group, deaths))
+        crew.replace(lost[0][1].worker)
+        failure = ray.get(crew.handles[lost[0][1].worker].ready.remote())
+        if failure is not None:
+            raise _unpacked(failure) from None
+        return
+    group = sent.pop(ref).group
+    for record in packed:
+        if "fatal" in record:
+            raise _unpacked(record["fatal"])
+        task = group[record["place"]]
+        if "error" in record:
+            yield Missed(task, _unpacked(record["error"]))
+        else:
+            yield Made(task, record["data"], record["seconds"])
+
+
+def _join(ray: Any, cluster: Cluster) -> bool:
+    """Connect to the cluster, or start one on this machine; return whether it is ours to end."""
+    if ray.is_initialized():
+        return False
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if cluster.address not in (None, "", "local"):
+            ray.init(address=cluster.address, **quiet)
+        else:
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        words = str(error).strip().partition("\n")[0][:150]
+        raise ResourceError(f"no Ray cluster: {words}", "see docs/ray.md", id="resource.ray") from error
+    return True
+
+
+def _crew(ray: Any, cluster: Cluster, recipe: Recipe) -> _Crew:
+    """Start the workers and wait until each has its pipeline.
+
+    Raises:
+        DdgenError: what kept one from starting.
+    """
+    there = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0)) if cluster.gpu in (None, True) else 0
+    cores = max(1, int(there.get("CPU", 1)))
+    count = cluster.workers if cluster.workers is not None else gpus or max(1, cores // CORES)
+    each = max(1, cores // count) if not gpus else 1
+    if count > cores and not gpus:
+        raise ResourceError(
+            f"{count} workers need {count} cores, the cluster has {cores}",
+            f"use --workers {cores}",
+            id="resource.cores",
+        )
+    crew = _Crew(ray, recipe, cluster.shared, each, min(1.0, gpus / count) if gpus else 0)
+    for _ in range(count):
+        crew.start()
+    for failure in ray.get([handle.ready.remote() for handle in crew.handles]):
+        if failure is not None:
+            crew.stop()
+            raise _unpacked(failure)
+    return crew
+
+
+def _packed(error: DdgenError) -> dict[str, str]:
+    return {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "id": error.id}
+
+
+def _unpacked(record: dict[str, str]) -> DdgenError:
+    kind = getattr(errors, record["kind"], DdgenError)
+    found: DdgenError = kind(record["message"], record["hint"], id=record["id"])
+    return found
