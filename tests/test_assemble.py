@@ -3,6 +3,8 @@ folder."""
 
 import math
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -44,6 +46,17 @@ def test_the_embedded_model_is_assembled_by_default():
         pipeline.digests["model"] == __import__("hashlib").sha256(found.source.path.read_bytes()).hexdigest()
     )
     assert not any(parameter.requires_grad for parameter in pipeline.denoiser.network.parameters())
+
+
+def test_assembling_imports_nothing_slow():
+    """Drawing an embedding on `meta` made torch import its compiler: more than a second of every start."""
+    code = (
+        "import sys; from ddgen.app.pipeline import Pipeline; Pipeline.load(); "
+        "slow = ('torch._refs', 'torch._dynamo', 'transformers', 'open_clip', 'safetensors', 'scipy'); "
+        "print([name for name in slow if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
 def test_every_byte_of_the_weights_is_read_once(small, monkeypatch):

@@ -48,11 +48,22 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
+def embedding(count: int, width: int) -> nn.Embedding:
+    """Return nn.Embedding(count, width), drawn only where there is memory.
+
+    Drawing on `meta` has no effect but that torch imports its compiler for it, more than a second of every start.
+    """
+    weight = torch.empty(count, width)
+    if not weight.is_meta:
+        nn.init.normal_(weight)
+    return nn.Embedding.from_pretrained(weight, freeze=False)
+
+
 class Embeddings(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
-        self.position_embedding = nn.Embedding(config.positions, config.width)
+        self.token_embedding = embedding(config.vocab_size, config.width)
+        self.position_embedding = embedding(config.positions, config.width)
         self.learnt: Tensor | None
         self.register_buffer("learnt", None, persistent=False)
 
