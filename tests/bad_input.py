@@ -203,6 +203,12 @@ ROWS = {
         "--format 'wepb' is unknown; did you mean 'webp'?",
         "ddgen sample x --format webp",
     ),
+    "unknown device": Row(
+        "ddgen sample x --device gpu",
+        2,
+        "--device 'gpu' is unknown; did you mean 'cpu'?",
+        "ddgen sample x --device cpu",
+    ),
     "unknown dtype": Row(
         "ddgen sample x --dtype float33",
         2,
@@ -231,7 +237,8 @@ ROWS = {
     "standard input not UTF-8": Row(
         "printf 'caf\\xe9' | ddgen sample -",
         4,
-        "standard input: invalid UTF-8 at byte 3 (\\xe9); convert it: iconv -f latin1 -t utf-8 FILE | ddgen sample -",
+        "standard input: invalid UTF-8 at byte 3 (\\xe9); convert it: "
+        "iconv -f latin1 -t utf-8 FILE | ddgen sample -",
         "printf 'caf\\xe9' > FILE; iconv -f latin1 -t utf-8 FILE | ddgen sample -; rm FILE",
     ),
     "prompt too long": Row(
@@ -309,7 +316,8 @@ ROWS = {
     "template, strange field": Row(
         "ddgen sample x -o '{seed.__class__}.png'",
         2,
-        "--output '{seed.__class__}.png': unknown field 'seed.__class__'; one of: index seed prompt model width height steps sampler "
+        "--output '{seed.__class__}.png': unknown field 'seed.__class__'; "
+        "one of: index seed prompt model width height steps sampler "
         "guidance hash",
         "ddgen sample x -o '{seed}.png'",
     ),

@@ -1,7 +1,10 @@
-"""Kill a writer at random moments and look at what it left: `python campaign_files.py publish|naive KILLS DIRECTORY`.
+"""Kill a writer at random moments and look at what it left.
 
-The parent forks a child that writes files of known content as fast as it can, each name told through a pipe once it is safe, and kills it
-with SIGKILL. Printed as JSON: files that are torn, names told whose file is not whole, temps left before and after a sweep.
+    python campaign_files.py publish|naive KILLS DIRECTORY
+
+The parent forks a child that writes files of known content as fast as it can, tells each name through a pipe
+once it is safe, and is killed with SIGKILL. Printed as JSON: files that are torn, names told whose file is
+not whole, temps left before and after a sweep.
 """
 
 import hashlib

@@ -72,13 +72,19 @@ def test_batches_change_nothing(place: Place, size: str) -> None:
     }
 
 
-@pytest.mark.parametrize(("output", "names"), [
-    ("out", ["out/a-fox-7.png", "out/a-fox-8.png"]),
-    ("new/deep/", ["new/deep/a-fox-7.png", "new/deep/a-fox-8.png"]),
-    ("{index:03}-{seed}.webp", ["001-7.webp", "002-8.webp"]),
-    ("{model}/{prompt:.3}/{width}x{height}-{sampler}-{steps}", ["sticker/a f/128x128-ddim-25-2.png", "sticker/a f/128x128-ddim-25.png"]),
-    ("../out/{seed}/", ["../out/7/a fox-7.png", "../out/8/a fox-8.png"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("output", "names"),
+    [
+        ("out", ["out/a-fox-7.png", "out/a-fox-8.png"]),
+        ("new/deep/", ["new/deep/a-fox-7.png", "new/deep/a-fox-8.png"]),
+        ("{index:03}-{seed}.webp", ["001-7.webp", "002-8.webp"]),
+        (
+            "{model}/{prompt:.3}/{width}x{height}-{sampler}-{steps}",
+            ["sticker/a f/128x128-ddim-25-2.png", "sticker/a f/128x128-ddim-25.png"],
+        ),
+        ("../out/{seed}/", ["../out/7/a fox-7.png", "../out/8/a fox-8.png"]),
+    ],
+)
 def test_output_says_where(place: Place, output: str, names: list[str]) -> None:
     done = place.run("sample", "a fox", "-s", "7", "-n", "2", "-o", output)
     assert sorted(done.stdout.decode().splitlines()) == sorted(names), done.stderr
@@ -115,13 +121,16 @@ def test_prompts_make_harmless_names(place: Place) -> None:
     assert all(len(name.encode()) < 80 for name in done.stdout.decode().splitlines())
 
 
-@pytest.mark.parametrize(("flags", "kind"), [
-    (["--format", "jpeg"], "JPEG"),
-    (["--format", "jpg"], "JPEG"),
-    (["-o", "a.JPG"], "JPEG"),
-    (["-o", "a.webp", "--quality", "100"], "WEBP"),
-    (["-o", "a.png"], "PNG"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        (["--format", "jpeg"], "JPEG"),
+        (["--format", "jpg"], "JPEG"),
+        (["-o", "a.JPG"], "JPEG"),
+        (["-o", "a.webp", "--quality", "100"], "WEBP"),
+        (["-o", "a.png"], "PNG"),
+    ],
+)
 def test_formats(place: Place, flags: list[str], kind: str) -> None:
     place.run("sample", "x", "-s", "7", *flags)
     (name,) = place.files()
@@ -230,13 +239,16 @@ def test_what_surprises_is_said_once(place: Place) -> None:
     )
 
 
-@pytest.mark.parametrize(("given", "told"), [
-    (["--sampler", "DPM++ 2M Karras"], "dpmpp_2m 25 steps"),
-    (["--scheduler", "Karras", "--cfg", "7.5"], "guidance 7.5"),
-    (["--ar", "16:9"], "176x96"),
-    (["--size", "64x256"], "64x256"),
-    (["--sigmas", "10,5,1"], "ddim 3 steps"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--sampler", "DPM++ 2M Karras"], "dpmpp_2m 25 steps"),
+        (["--scheduler", "Karras", "--cfg", "7.5"], "guidance 7.5"),
+        (["--ar", "16:9"], "176x96"),
+        (["--size", "64x256"], "64x256"),
+        (["--sigmas", "10,5,1"], "ddim 3 steps"),
+    ],
+)
 def test_other_words_for_the_same(place: Place, given: list[str], told: str) -> None:
     assert told in place.run("sample", "x", "--plan", *given).stdout.decode()
 
@@ -267,13 +279,16 @@ def test_settings_come_from_flag_environment_config_and_model(place: Place) -> N
     assert place.run("config", "path").stdout.decode().strip() == str(config)
 
 
-@pytest.mark.parametrize(("text", "line"), [
-    ("[sample]\nsteps = \n", "line 2"),
-    ("[sample]\nstpes = 3\n", "line 2: unknown key 'stpes'; did you mean 'steps'?"),
-    ("steps = 3\n", "line 1: unknown entry 'steps'; settings stand under [sample]"),
-    ("[sample]\n\nsteps = [1]\n", "line 3: 'steps' is no plain value; write it as on the command line"),
-    ("[sample]\nsteps = 'ten'\n", "config: steps 'ten' is not a whole number; use one as 20"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[sample]\nsteps = \n", "line 2"),
+        ("[sample]\nstpes = 3\n", "line 2: unknown key 'stpes'; did you mean 'steps'?"),
+        ("steps = 3\n", "line 1: unknown entry 'steps'; settings stand under [sample]"),
+        ("[sample]\n\nsteps = [1]\n", "line 3: 'steps' is no plain value; write it as on the command line"),
+        ("[sample]\nsteps = 'ten'\n", "config: steps 'ten' is not a whole number; use one as 20"),
+    ],
+)
 def test_a_wrong_config_is_named_with_its_line(place: Place, text: str, line: str) -> None:
     config = place.home / ".config" / "ddgen" / "config.toml"
     config.parent.mkdir(parents=True)
@@ -297,13 +312,16 @@ def test_doctor_looks_without_a_word_of_error(place: Place) -> None:
     assert str(place.home) not in done.stdout.decode()
 
 
-@pytest.mark.parametrize(("words", "offered"), [
-    ("ddgen sample x --sampler eul", {"euler", "euler_ancestral"}),
-    ("ddgen sample x --spacing kar", {"karras"}),
-    ("ddgen sample x --model stick", {"sticker"}),
-    ("ddgen sam", {"sample"}),
-    ("ddgen sample --guidance-r", {"--guidance-rescale"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("ddgen sample x --sampler eul", {"euler", "euler_ancestral"}),
+        ("ddgen sample x --spacing kar", {"karras"}),
+        ("ddgen sample x --model stick", {"sticker"}),
+        ("ddgen sam", {"sample"}),
+        ("ddgen sample --guidance-r", {"--guidance-rescale"}),
+    ],
+)
 def test_completion_offers_what_there_is(place: Place, words: str, offered: set[str]) -> None:
     done = place.run(
         _DDGEN_COMPLETE="complete_bash",
@@ -322,9 +340,17 @@ def poison(place: Place) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--help"], ["sample", "--help"], ["--version"], ["sample", "x", "--plan", "--json"], ["config", "show"], ["sample", "x", "--steps", "0"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["sample", "--help"],
+        ["--version"],
+        ["sample", "x", "--plan", "--json"],
+        ["config", "show"],
+        ["sample", "x", "--steps", "0"],
+    ],
+)
 def test_torch_is_not_imported_for(place: Place, arguments: list[str]) -> None:
     done = place.run(*arguments, fake=False, PYTHONPATH=str(poison(place)))
     assert b"torch was imported" not in done.stdout + done.stderr

@@ -147,7 +147,7 @@ def test_an_ignored_signal_stays_ignored(place: Place) -> None:
 
 
 def on_a_terminal(place: Place, *arguments: str, **variables: str) -> tuple[int, bytes]:
-    """Run `ddgen ARGUMENTS` with a terminal on all three streams; return the exit code and what the terminal got."""
+    """Run `ddgen ARGUMENTS` on a terminal; return the exit code and what the terminal got."""
     main, other = pty.openpty()
     running = subprocess.Popen(
         [*command(), *arguments],

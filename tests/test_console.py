@@ -1,4 +1,4 @@
-"""Messages and progress: nothing steers the terminal, lines are one line, and settings are read as they are written."""
+"""Messages and progress: nothing steers the terminal, an error is one line, settings are read as written."""
 
 import json
 
@@ -49,9 +49,14 @@ def test_errors_as_lines_and_as_json(said: list[str]) -> None:
     console.manners.json = True
     console.fail(error)
     assert json.loads(said.pop()) == {
-        "schema": "ddgen/1", "type": "error", "code": 7, "id": "output.exists", "thing": "out/a.png",
-        "message": "'out/a.png' exists", "mend": "use --force to replace it",
-    }  # fmt: skip
+        "schema": "ddgen/1",
+        "type": "error",
+        "code": 7,
+        "id": "output.exists",
+        "thing": "out/a.png",
+        "message": "'out/a.png' exists",
+        "mend": "use --force to replace it",
+    }
 
 
 def test_quiet_is_quiet_but_for_errors(said: list[str]) -> None:
@@ -106,8 +111,12 @@ def test_events_are_ten_a_second_and_the_last(said: list[str]) -> None:
         events.advance(1)
     found = [json.loads(line) for line in said]
     assert 9 <= len(found) <= 12 and found[-1] == {
-        "schema": "ddgen/1", "type": "progress", "done": 100, "total": 100, "unit": "steps",
-    }  # fmt: skip
+        "schema": "ddgen/1",
+        "type": "progress",
+        "done": 100,
+        "total": 100,
+        "unit": "steps",
+    }
 
 
 def test_the_kind_of_progress(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,9 +137,18 @@ def test_durations() -> None:
     ]
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("7", 7), ("007", 7), ("1,2", (1, 2)), ("10-12", (10, 11, 12)), ("1,5-6", (1, 5, 6)), ("7-7", (7,)), (str(2**63), 2**63),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7", 7),
+        ("007", 7),
+        ("1,2", (1, 2)),
+        ("10-12", (10, 11, 12)),
+        ("1,5-6", (1, 5, 6)),
+        ("7-7", (7,)),
+        (str(2**63), 2**63),
+    ],
+)
 def test_seeds(text: str, value: object) -> None:
     assert settings.seeds(text) == value
 

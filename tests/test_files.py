@@ -217,6 +217,13 @@ def small_disk(path: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", str(path)], check=True)
 
 
+def test_a_read_only_disk_is_found_by_trying(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64 * 1024) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(OutputError, match="output directory '.*/new': read-only file system"):
+            files.probe_directory(disk / "new")
+
+
 def test_a_full_disk_keeps_what_is_there(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256 * 1024) as disk:
         files.publish(disk / "old", OLD)

@@ -1,4 +1,4 @@
-"""What pictures say about themselves: exact in PNG, JPEG and WebP, readable elsewhere, and nothing that nobody should know."""
+"""What pictures say about themselves: exact in PNG, JPEG and WebP, readable elsewhere, and no secrets."""
 
 import io
 import json
@@ -20,7 +20,7 @@ JOB = Job("a red apple", "", 7, 128, 128, 25, 3.0, 0.0, None, "ddim", "linspace"
 ORIGIN = metadata.Origin(digests={"model": "ab" * 32}, sampler="DDIM", torch="2.15")
 PIXELS = np.random.default_rng(7).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
-# A1111's reader, as reference/features describes it: the last line is settings if it has three `Key: value` pairs.
+# How A1111 reads: the last line is settings if it has three `Key: value` pairs.
 PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
@@ -42,10 +42,11 @@ def read_a1111(text: str) -> tuple[str, str, dict[str, str]]:
 def test_the_text_for_other_programs_to_the_letter() -> None:
     job = replace(JOB, negative="blurry", sampler="dpmpp_2m", spacing="karras", guidance=7.0)
     text = metadata.a1111(job, replace(ORIGIN, sampler="DPM++ 2M"))
+    program = metadata.settings_of(JOB, ORIGIN)["program"]
     assert text == (
         "a red apple\nNegative prompt: blurry\n"
         "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 7, Size: 128x128, "
-        f"Model hash: ababababab, Model: sticker, RNG: CPU, Version: {metadata.settings_of(JOB, ORIGIN)['program']}"
+        f"Model hash: ababababab, Model: sticker, RNG: CPU, Version: {program}"
     )
 
 

@@ -1,4 +1,4 @@
-"""From what was typed to jobs and file names, as functions; the messages themselves are tested through the command."""
+"""From what was typed to jobs and file names, as functions; messages are tested through the command."""
 
 import math
 from dataclasses import replace
@@ -71,9 +71,14 @@ def test_a_million_images_are_planned_lazily() -> None:
         plan.plan(Request(("a", "b"), num=600_000, seed=0), SD)
 
 
-@pytest.mark.parametrize(("word", "expected"), [
-    ("DPM++ 2M Karras", ("dpmpp_2m", "karras")), ("Euler a", ("euler_ancestral", "karras")), ("ddim", ("ddim", "karras")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("DPM++ 2M Karras", ("dpmpp_2m", "karras")),
+        ("Euler a", ("euler_ancestral", "karras")),
+        ("ddim", ("ddim", "karras")),
+    ],
+)
 def test_other_names_of_samplers(word: str, expected: tuple[str, str]) -> None:
     (job,) = jobs(sampler=word)
     assert (job.sampler, job.spacing) == expected
@@ -151,9 +156,18 @@ def test_slugs() -> None:
     assert naming.slug("りんご " * 20) == "-".join(["りんご"] * 4) and len(naming.slug("x" * 99)) == 40
 
 
-@given(prompt=st.text(st.characters(exclude_categories=["Cs"]), max_size=400), template=st.sampled_from(
-    ["{prompt}.png", "{prompt:.40}/{prompt}-{seed}.png", "x{prompt}/{model}.webp", "{index:04}{prompt}", "{hash}/{prompt}"]
-))  # fmt: skip
+@given(
+    prompt=st.text(st.characters(exclude_categories=["Cs"]), max_size=400),
+    template=st.sampled_from(
+        [
+            "{prompt}.png",
+            "{prompt:.40}/{prompt}-{seed}.png",
+            "x{prompt}/{model}.webp",
+            "{index:04}{prompt}",
+            "{hash}/{prompt}",
+        ]
+    ),
+)
 @hypothesis_settings(deadline=None, max_examples=300)
 def test_no_prompt_leaves_its_component(prompt: str, template: str) -> None:
     target = parse_output(template)
@@ -170,18 +184,41 @@ def test_long_names_that_differ_at_the_end_stay_apart() -> None:
     assert first != second and first.endswith(".png")
 
 
-@pytest.mark.parametrize("output", ["{seed", "{}", "{0}", "{seed!r}", "{seed.real}", "{prompt[0]}", "{seed:>9999}", "{prompt:{seed}}", "a}b",
-                                    "{seed}/../x.png", "{seed}//x.png", "{seed}.gif"])  # fmt: skip
+@pytest.mark.parametrize(
+    "output",
+    [
+        "{seed",
+        "{}",
+        "{0}",
+        "{seed!r}",
+        "{seed.real}",
+        "{prompt[0]}",
+        "{seed:>9999}",
+        "{prompt:{seed}}",
+        "a}b",
+        "{seed}/../x.png",
+        "{seed}//x.png",
+        "{seed}.gif",
+    ],
+)
 def test_templates_do_only_what_they_should(output: str) -> None:
     with pytest.raises(UsageError):
         parse_output(output)
 
 
-@pytest.mark.parametrize(("output", "kind", "root", "format"), [
-    (None, "directory", ".", "png"), ("out", "directory", "out", "png"), ("out/", "directory", "out", "png"),
-    ("out/a.webp", "file", "out", "webp"), ("a.JPEG", "file", ".", "jpeg"), ("o{{}}/{seed}.png", "template", ".", "png"),
-    ("/tmp/x/{seed}", "template", "/tmp/x", "png"), ("-", "stdout", ".", "png"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("output", "kind", "root", "format"),
+    [
+        (None, "directory", ".", "png"),
+        ("out", "directory", "out", "png"),
+        ("out/", "directory", "out", "png"),
+        ("out/a.webp", "file", "out", "webp"),
+        ("a.JPEG", "file", ".", "jpeg"),
+        ("o{{}}/{seed}.png", "template", ".", "png"),
+        ("/tmp/x/{seed}", "template", "/tmp/x", "png"),
+        ("-", "stdout", ".", "png"),
+    ],
+)
 def test_what_output_means(output: str | None, kind: str, root: str, format: str) -> None:
     target = parse_output(output)
     assert (target.kind, str(target.root), target.format) == (kind, root, format)

@@ -3,9 +3,8 @@
 import gc
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ddgen.app import plan as planning
@@ -19,7 +18,7 @@ from ddgen.request import Job
 from ddgen.weights.spec import Spec
 
 if TYPE_CHECKING:
-    from ddgen.app.pipeline import Pipeline
+    from ddgen.app.pipeline import OnStep, Pipeline
     from ddgen.app.produce import Result
 
 
@@ -45,10 +44,25 @@ def show_plan(jobs: Sequence[Job], names: Names | None, *, grid: bool) -> None:
             console.out(f"{path}  all {len(jobs)} in one sheet")
 
 
+Draw = Callable[["Pipeline", Sequence[Job], "OnStep"], list[Any]]
+"""(pipeline, batch of jobs, on_step) -> one picture a job."""
+
+
 def make(
-    jobs: Sequence[Job], names: Names | None, spec: Spec, values: Mapping[str, Any], *, grid: bool, end: str
+    jobs: Sequence[Job],
+    names: Names | None,
+    spec: Spec,
+    values: Mapping[str, Any],
+    *,
+    grid: bool,
+    end: str,
+    draw: Draw | None = None,
+    steps: int | None = None,
 ) -> None:
-    """Load the model and make the pictures, telling of each as soon as it is safe on disk."""
+    """Load the model and make the pictures, telling of each as soon as it is safe on disk.
+
+    draw: what makes a batch, where that is not the jobs alone; steps: how many all take then.
+    """
     seeds = sorted({job.seed for job in jobs})
     shown = ", ".join(map(str, seeds)) if len(seeds) < 4 else f"{seeds[0]} ... {seeds[-1]}"
     console.say(f"ddgen: {spec.name}, {len(jobs)} x {describe(jobs[0])}, seed {shown}")
@@ -76,11 +90,12 @@ def make(
     gc.enable()
     batches = planning.batches(iter(jobs), values["batch_size"])
     results = []
-    with make_progress(values["progress"], sum(job.steps for job in jobs), "steps") as bar:
+    total = sum(job.steps for job in jobs) if steps is None else steps
+    with make_progress(values["progress"], total, "steps") as bar:
 
         def work(batch: Sequence[Job]) -> list[Any]:
             try:
-                return pipeline.run(
+                return (draw or pipeline.run)(
                     loaded, batch, lambda step, steps: bar.advance(len(batch), batch[0].prompt)
                 )
             except Exception as error:
@@ -128,6 +143,8 @@ def tell(result: "Result", *, end: str, to_output: bool) -> None:
 
 def origin_of(loaded: "Pipeline", job: Job, values: Mapping[str, Any]) -> metadata.Origin:
     """Return what made the pictures of this run, for their metadata."""
+    from importlib.metadata import version
+
     return metadata.Origin(
         digests=loaded.digests,
         sampler=SAMPLERS[job.sampler].label,
@@ -153,4 +170,6 @@ def too_large(batch: Sequence[Job], device: str) -> ResourceError:
 def describe(job: Job) -> str:
     """Return a job's size and sampling in a few words."""
     larger = f" x{job.scale}" if job.scale != 1 else ""
-    return f"{job.width}x{job.height}{larger}, {job.sampler} {job.steps} steps, guidance {job.guidance:g}"
+    strength = job.edit.strength if job.edit is not None else None
+    share = f" at strength {strength:g}" if strength is not None else ""
+    return f"{job.width}x{job.height}{larger}, {job.sampler} {job.steps} steps{share}, guidance {job.guidance:g}"

@@ -88,6 +88,11 @@ def picture_format(text: str) -> str:
     return one_of("png", "jpeg", "webp")({"jpg": "jpeg"}.get(text, text))
 
 
+def device(text: str) -> str:
+    """Read the name of a device; whether there is one is seen when the model is loaded."""
+    return text if re.fullmatch(r"cuda:[0-9]{1,3}", text) else one_of("auto", "cpu", "cuda", "mps")(text)
+
+
 def seeds(text: str) -> int | tuple[int, ...]:
     """Read `7`, `1,2` or `10-20`; parts mix."""
     found: list[int] = []
@@ -137,6 +142,9 @@ SETTINGS: dict[str, Setting] = {
     "sigmas": Setting(numbers),
     "eta": Setting(number),
     "rng": Setting(one_of("ddgen", "diffusers", "a1111", "comfy"), "ddgen"),
+    "tile": Setting(one_of("x", "y", "xy"), ""),
+    "variation": Setting(number, 0.0),
+    "variation_seed": Setting(whole),
     "scale": Setting(whole, 1),
     "output": Setting(str),
     "format": Setting(picture_format),
@@ -146,7 +154,9 @@ SETTINGS: dict[str, Setting] = {
     "vae": Setting(str),
     "prediction": Setting(str),
     "clip_skip": Setting(whole),
-    "device": Setting(str, "auto"),
+    "refiner": Setting(str),
+    "refiner_start": Setting(number),
+    "device": Setting(device, "auto"),
     "dtype": Setting(one_of("auto", "float32", "bfloat16", "float16"), "auto"),
     "text_backend": Setting(one_of("native", "transformers", "open_clip"), "native"),
     "progress": Setting(one_of("auto", "bar", "log", "json", "none"), "auto"),
