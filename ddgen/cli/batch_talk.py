@@ -45,6 +45,11 @@ class Talk:
         task = event.task
         if event.kind == "image" and task is not None:
             self._image(task, event.seconds)
+            if console.manners.preview:
+                from ddgen.cli import preview
+                from ddgen.io.images import read_image
+
+                preview.show(read_image(task.path))
         elif event.kind == "failed":
             assert event.error is not None
             self._failed(event, event.error)

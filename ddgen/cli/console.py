@@ -33,6 +33,7 @@ class Manners:
     verbose: int = 0
     debug: bool = False
     json: bool = False
+    preview: bool = False
 
 
 manners = Manners()

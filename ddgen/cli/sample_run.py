@@ -137,6 +137,10 @@ def tell(result: "Result", *, end: str, to_output: bool) -> None:
         )
     elif result.path is not None:
         console.out(str(result.path), end=end)
+    if console.manners.preview:
+        from ddgen.cli import preview
+
+        preview.show(result.pixels)
     if result.pixels.min() == result.pixels.max():
         console.warn(f"the picture of seed {result.job.seed} is one flat colour")
 
