@@ -133,9 +133,9 @@ def test_prediction_and_clip_skip_change_the_rule(model: Path) -> None:
     for changed in (adjust(spec, prediction="v"), adjust(spec, clip_skip=2)):
         assert differ(plain, picture(assemble(changed)))
     assert not differ(plain, picture(assemble(adjust(spec, prediction="eps", clip_skip=1))))
-    assert adjust(spec, clip_skip=2).arch.text[0].layer == -2
+    assert adjust(spec, clip_skip=2).towers[0].layer == -2
     penultimate = replace(spec, arch=replace(spec.arch, text=(replace(spec.arch.text[0], layer=-2),)))
-    assert [adjust(penultimate, clip_skip=n).arch.text[0].layer for n in (1, 2, 3)] == [-2, -2, -3]
+    assert [adjust(penultimate, clip_skip=n).towers[0].layer for n in (1, 2, 3)] == [-2, -2, -3]
     with pytest.raises(UsageError, match="use 1 to 3"):
         adjust(spec, clip_skip=4)
     with pytest.raises(UsageError, match="unknown prediction"):
@@ -148,6 +148,21 @@ def test_every_rng_makes_its_own_picture(rng: str, model: Path) -> None:
     first = picture(pipeline, rng=rng, sampler="euler_ancestral")
     assert not differ(first, picture(pipeline, rng=rng, sampler="euler_ancestral"))
     assert (rng == "ddgen") != differ(first, picture(pipeline, sampler="euler_ancestral"))
+
+
+def test_a_refiner_takes_over(model: Path) -> None:
+    spec = registry.find(str(model))
+    plain = picture(assemble(spec))
+    # The same model as its own refiner: a first-order sampler does not notice, a prediction that differs does.
+    same = assemble(adjust(spec, refiner=str(model), refiner_start=0.5))
+    assert not differ(plain, picture(same)) and "refiner from 0.5: model" in same.digests
+    other = adjust(spec, refiner=str(model))
+    assert other.refiner is not None and other.refiner_start == 0.8
+    assert differ(plain, picture(assemble(replace(other, refiner=replace(other.refiner, prediction="v"), refiner_start=0.3))))
+    with pytest.raises(UsageError, match="use 0 to 1"):
+        adjust(spec, refiner=str(model), refiner_start=1.5)
+    with pytest.raises(ModelError, match="cannot go on with the latents"):
+        adjust(replace(spec, arch=replace(spec.arch, first_stage=replace(KL, scale_factor=0.5))), refiner=str(model))
 
 
 def test_lora_arguments() -> None:

@@ -279,6 +279,45 @@ def test_whole_pictures_equal_diffusers(name: str, vocabulary: Path, monkeypatch
     assert found < TOLERANCE
 
 
+def test_the_refiner_takes_over_as_in_diffusers(vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base for the first 80 % of the times, refiner for the rest; its five numbers end in the aesthetic score."""
+    base_family = FAMILIES["sdxl euler"]
+    refiner_family = replace(base_family, arch=Arch("refiner", REFINER, XL_KL, (TOWERS_XL[1],), REFINER_IDS))
+    base, refiner = build(base_family), build(refiner_family)
+    their_base = their_pipeline(base_family, base, vocabulary, monkeypatch)
+    tower = refiner_family.arch.text[0]
+    their_refiner = StableDiffusionXLImg2ImgPipeline(
+        vae=their_vae(refiner.first_stage, XL_KL),  # type: ignore[arg-type]
+        text_encoder=None, tokenizer=None,
+        text_encoder_2=their_text(refiner.text.towers[0], tower), tokenizer_2=tokenizer(vocabulary, tower.pad_id),  # type: ignore[attr-defined]
+        unet=their_unet(REFINER, refiner.denoiser.network),  # type: ignore[arg-type]
+        scheduler=their_scheduler(base_family, monkeypatch),
+        requires_aesthetics_score=True, force_zeros_for_empty_prompt=False, add_watermarker=False,
+    )  # fmt: skip
+    their_refiner.set_progress_bar_config(disable=True)
+    shared = {"num_inference_steps": STEPS, "guidance_scale": 7.5, "output_type": "latent"}
+    words = {"prompt": list(PROMPTS), "negative_prompt": list(NEGATIVES)}
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    half = their_base(**words, **shared, height=64, width=64, generator=generators, denoising_end=0.8).images  # type: ignore[operator]
+    whole = their_refiner(**words, **shared, image=half, denoising_start=0.8).images
+
+    def ours(start: float) -> Tensor:
+        base.refiner, base.spec = refiner, replace(base.spec, refiner_start=start)
+        return run_ours(base_family, base)[0]
+
+    assert (ours(0.8) - whole).abs().max() < TOLERANCE
+    assert (ours(0.7) - whole).abs().max() > 10 * TOLERANCE
+    assert torch.equal(ours(1.0), run_ours(base_family, replace_refiner(base))[0])
+    ids_of_base = replace(refiner.spec.arch, vector_ids=SIZE_IDS[:5])
+    refiner.spec = replace(refiner.spec, arch=ids_of_base)
+    assert (ours(0.8) - whole).abs().max() > 10 * TOLERANCE
+
+
+def replace_refiner(base: Pipeline) -> Pipeline:
+    base.refiner = None
+    return base
+
+
 def rule(**changes: object):
     """Return a change of our side: another rule for the first or (second_...) tower."""
 

@@ -40,11 +40,13 @@ def adjust(
     vae: str | None = None,
     prediction: str | None = None,
     clip_skip: int | None = None,
+    refiner: str | None = None,
+    refiner_start: float | None = None,
     weights_file: str | Path | None = None,
 ) -> Spec:
     """Return the Spec of a model with a run's changes.
 
-    loras: FILE or FILE:WEIGHT. clip_skip: which layer from the end gives the context, 1 = the last; never less than the model itself skips.
+    loras: FILE or FILE:WEIGHT. refiner: a model that takes over after the fraction refiner_start of the times. clip_skip: which layer from the end gives the context, 1 = the last; never less than the model itself skips.
 
     Raises:
         UsageError: a weight, prediction or layer out of range. ModelError: a file that is not there, or that the model has no use for.
@@ -58,13 +60,40 @@ def adjust(
         additions.append(Addition("vae", registry.find_vae(name, weights_file=weights_file)))
     if (additions and any(item.kind == "embedding" for item in additions) or clip_skip is not None) and not spec.arch.text:
         raise ModelError(f"model '{spec.name}' has no text tower", "drop --embedding and --clip-skip", id="model.text")
-    arch = spec.arch if clip_skip is None else skip_layers(spec.arch, clip_skip)
-    changed = replace(spec, arch=arch, additions=(*spec.additions, *additions), defaults=few_step_defaults(spec.defaults, additions))
+    if clip_skip is not None:
+        check_clip_skip(clip_skip, spec.arch)
+    changed = replace(
+        spec,
+        additions=(*spec.additions, *additions),
+        clip_skip=spec.clip_skip if clip_skip is None else clip_skip,
+        defaults=few_step_defaults(spec.defaults, additions),
+    )
+    if refiner is not None:
+        changed = hand_over_to(changed, registry.find(refiner, weights_file=weights_file), refiner_start)
     if prediction is None or prediction == spec.prediction:
         return changed
     choose("prediction", prediction, PREDICTIONS)
     schedule = spec.schedule if prediction != "eps" else {key: value for key, value in spec.schedule.items() if key != "zero_terminal_snr"}
     return replace(changed, prediction=prediction, schedule=schedule or dict(SCALED_LINEAR))
+
+
+def hand_over_to(spec: Spec, refiner: Spec, start: float | None) -> Spec:
+    """Return the Spec with a refiner.
+
+    Raises:
+        UsageError: a fraction outside 0 to 1. ModelError: a model that knows other latents.
+    """
+    start = spec.refiner_start if start is None else start
+    if not 0.0 <= start <= 1.0:
+        raise UsageError(f"--refiner-start {start:g} is out of range", "use 0 to 1", id="usage.range")
+    if _latents(refiner.arch) != _latents(spec.arch) or refiner.arch.unet.in_channels != spec.arch.unet.in_channels:
+        raise ModelError(f"model '{refiner.name}' cannot go on with the latents of '{spec.name}'", "choose a refiner of its family", id="model.refiner")
+    return replace(spec, refiner=refiner, refiner_start=start)
+
+
+def _latents(arch: Arch) -> tuple[object, ...]:
+    stage = arch.first_stage
+    return type(stage), stage.channels, stage.factor, getattr(stage, "scale_factor", None), getattr(stage, "latents_mean", None)
 
 
 def parse_lora(text: str) -> tuple[str, float]:
@@ -92,8 +121,8 @@ def _addition(kind: str, text: str, weight: float = 1.0) -> Addition:
     return Addition(kind, path, weight)
 
 
-def skip_layers(arch: Arch, clip_skip: int) -> Arch:
-    """Return the Arch whose towers give the states of the `clip_skip`-th layer from the end, where they do not skip more already.
+def check_clip_skip(clip_skip: int, arch: Arch) -> None:
+    """Refuse a layer that the text towers do not have.
 
     Raises:
         UsageError: out of range.
@@ -101,7 +130,6 @@ def skip_layers(arch: Arch, clip_skip: int) -> Arch:
     most = min(MAX_CLIP_SKIP, *(tower.config.layers for tower in arch.text))
     if not 1 <= clip_skip <= most:
         raise UsageError(f"--clip-skip {clip_skip} is out of range", f"use 1 to {most}", id="usage.range")
-    return replace(arch, text=tuple(replace(tower, layer=min(tower.layer, -clip_skip)) for tower in arch.text))
 
 
 def few_step_defaults(defaults: Defaults, additions: Sequence[Addition]) -> Defaults:

@@ -1,10 +1,8 @@
 """Spec -> Pipeline: build on meta, load strictly, place on device and dtype.
 
-    U-Net         the compute dtype: bf16 or fp16 on GPUs that have it, bf16 on CPUs with native bf16 where it
-    pays, else float32
+    U-Net         bf16 or fp16 on GPUs that have it, bf16 on CPUs that have it where it pays, else float32
     text towers   float16 beside a half-precision U-Net on a GPU, else float32
-    first stage   float32 always: the autoencoder of SDXL overflows in float16, and 8-bit pixels do not
-    survive bf16
+    first stage   float32: SDXL's autoencoder overflows in float16, 8-bit pixels do not survive bf16
 
 Every tensor is read once, from the file into the memory it stays in.
 """
@@ -16,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ddgen.app.allocator import keep_freed_memory
 from ddgen.app.identity import weights_digests
 from ddgen.app.pipeline import FirstStage, Pipeline, TextEncoder
 from ddgen.diffusion.denoiser import Denoiser
@@ -47,6 +46,8 @@ def assemble(
         UsageError: an unknown device, dtype or text backend.
     """
     place = choose_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
     path = local_path(spec)
     found = open_checkpoint(path)
     compute = choose_dtype(dtype, place, spec, found)
@@ -61,6 +62,8 @@ def assemble(
         network, spec.prediction, make_schedule(spec.schedule), spec.x0_clamp, compute, spec.sigma_data
     )
     pipeline = Pipeline(spec, text, denoiser, stage, place, digests.result())
+    if spec.refiner is not None:
+        pipeline.refiner = assemble(spec.refiner, device=device, dtype=dtype, text_backend=text_backend)
     if any(item.kind != "vae" for item in spec.additions):
         from ddgen.app.additions import Added
 
@@ -234,7 +237,7 @@ def load_text(
             "one of: " + ", ".join(TEXT_BACKENDS),
             id="usage.text-backend",
         )
-    specs = spec.arch.text
+    specs = spec.towers
     parts = [found.part(f"text.{i}") for i in range(len(specs))]
     if backend != "native":
         from ddgen.text.library import library_encoder

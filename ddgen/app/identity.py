@@ -35,7 +35,7 @@ def model_key(spec: Spec, digests: Mapping[str, str]) -> str:
         "schedule": spec.schedule,
         "x0_clamp": spec.x0_clamp,
         "zero_negative": spec.zero_negative,
-        "layers": [tower.layer for tower in spec.arch.text],
+        "layers": [tower.layer for tower in spec.towers],
     }
     return hashlib.sha256(canonical(rules).encode()).hexdigest()
 
@@ -72,4 +72,8 @@ def weights_digests(spec: Spec) -> dict[str, str]:
     for file, sha256 in files:
         hub.check(spec.source, spec.name, file, sha256)
     named = {"model": files[0][1]} if len(files) == 1 else {file.name: sha256 for file, sha256 in files}
-    return named | {item.label: digest(item.path) for item in spec.additions}
+    named |= {item.label: digest(item.path) for item in spec.additions}
+    if spec.refiner is not None:
+        of_refiner = weights_digests(spec.refiner)
+        named |= {f"refiner from {spec.refiner_start:g}: {name}": sha256 for name, sha256 in of_refiner.items()}
+    return named

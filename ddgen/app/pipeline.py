@@ -19,6 +19,7 @@ from torch import Tensor
 from ddgen.app import edit as editing
 from ddgen.app import plan
 from ddgen.app.conditions import Encodings, TextEncoder, bind
+from ddgen.app.refine import cut, hand_over
 from ddgen.diffusion.denoiser import Denoise, Denoiser
 from ddgen.diffusion.noise import NoiseSource, slerp
 from ddgen.diffusion.rng import initial_scale, make_noise
@@ -52,6 +53,7 @@ class Pipeline:
 
     digests: sha256 of every weights file by part, for metadata and job ids.
     notes:   what of its LoRAs fits nothing in the model.
+    refiner: what takes over from `spec.refiner_start` on.
     """
 
     spec: Spec
@@ -61,6 +63,7 @@ class Pipeline:
     device: torch.device
     digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    refiner: Pipeline | None = None
 
     def __post_init__(self) -> None:
         self.encodings = Encodings(self.text)
@@ -73,11 +76,13 @@ class Pipeline:
         loras: Sequence[str] = (),
         embeddings: Sequence[str] = (),
         vae: str | None = None,
+        refiner: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         text_backend: str = "native",
     ) -> Pipeline:
-        """Load a model by name or path (default: the embedded one), with LoRAs (FILE or FILE:WEIGHT), embeddings, another autoencoder.
+        """Load a model by name or path (default: the embedded one), with LoRAs (FILE or FILE:WEIGHT), embeddings,
+        another autoencoder, and a model that takes over for the last steps.
 
         Raises:
             ModelError: an unknown name, or weights that are missing, damaged or of another shape.
@@ -86,7 +91,7 @@ class Pipeline:
         from ddgen.app.adjust import adjust
         from ddgen.app.assemble import assemble
 
-        spec = adjust(registry.find(model), loras=loras, embeddings=embeddings, vae=vae)
+        spec = adjust(registry.find(model), loras=loras, embeddings=embeddings, vae=vae, refiner=refiner)
         return assemble(spec, device=device, dtype=dtype, text_backend=text_backend)
 
 
@@ -132,7 +137,17 @@ def sample(
     )
     if begun is not None and job.edit is not None:
         x = editing.start(begun, job.edit, grid, eps, x)
-    for step in walk(job, denoise, x, grid, noise):
+    steps = walk(job, denoise, x, grid, noise)
+    other = pipeline.refiner
+    if other is not None:
+        steps = hand_over(
+            lambda bound, state, part: walk(job, bound, state, part, noise),
+            denoise,
+            lambda: editing.wrap(begun, jobs, bind(other, jobs, grid), other.spec.arch),
+            x,
+            cut(grid, pipeline.denoiser.schedule, pipeline.spec.refiner_start),
+        )
+    for step in steps:
         if on_step is not None:
             on_step(step, grid.steps)
     return step.x

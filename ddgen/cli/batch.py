@@ -12,6 +12,7 @@ from ddgen.app.ledger import Shard
 from ddgen.app.naming import Target, parse_output
 from ddgen.cli import batch_run, console, flags, process, settings
 from ddgen.cli.batch_run import Options
+from ddgen.cli.sample import show_pictures
 from ddgen.errors import InputError, UsageError, choose
 from ddgen.io.prompts import FORMATS, check_encoding
 from ddgen.io.settings import SettingError, Value, read_values
@@ -44,6 +45,9 @@ SWEPT = (
     "scale",
     "prompt_syntax",
     "rng",
+    "tile",
+    "variation",
+    "variation_seed",
     "style",
 )
 BATCH = "Batch"
@@ -124,6 +128,9 @@ def batch(
     sigmas: flags.Sigmas = None,
     eta: flags.Eta = None,
     rng: flags.Rng = None,
+    tile: flags.Tile = None,
+    variation: flags.Variation = None,
+    variation_seed: flags.VariationSeed = None,
     prompt_syntax: flags.PromptSyntax = None,
     style: Style = None,
     styles_file: StylesFile = None,
@@ -146,6 +153,8 @@ def batch(
     vae: flags.Vae = None,
     prediction: flags.Prediction = None,
     clip_skip: flags.ClipSkip = None,
+    refiner: flags.Refiner = None,
+    refiner_start: flags.RefinerStart = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     text_backend: flags.TextBackend = None,
@@ -160,6 +169,7 @@ def batch(
     events: Events = False,
     null: flags.Null = False,
     progress: flags.Progress = None,
+    preview: flags.Preview = False,
     color: flags.Color = None,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = 0,
@@ -177,6 +187,8 @@ def batch(
     values = {name: found for name, found in settings.resolve(single).items()}
     plain = {name: found.value for name, found in values.items()}
     console.configure(color=plain["color"], quiet=quiet, verbose=verbose, json=json)
+    if preview:
+        show_pictures()
     if events and not json:
         raise UsageError("--events needs --json", "add --json", id="usage.events")
     if size is not None and (width is not None or height is not None):

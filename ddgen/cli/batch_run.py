@@ -73,6 +73,8 @@ def run(options: Options, values: dict[str, Any], target: Target) -> None:
         vae=values["vae"],
         prediction=values["prediction"],
         clip_skip=values["clip_skip"],
+        refiner=values["refiner"],
+        refiner_start=values["refiner_start"],
         weights_file=values["weights_file"],
     )
     planner = make_planner(options, values, spec, target)

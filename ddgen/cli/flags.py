@@ -51,6 +51,17 @@ PromptSyntax = Annotated[
         "--prompt-syntax",
     ),
 ]
+Style = Annotated[
+    str | None, value(PICTURE, "NAME", "Lay a style of styles.toml around the prompts.", "--style")
+]
+StylesFile = Annotated[
+    str | None, value(PICTURE, "FILE", "A styles.toml that goes before the others.", "--styles-file")
+]
+Expand = Annotated[bool, switch(PICTURE, "Make every text that {a|b} and __name__ stand for.", "--expand")]
+Wildcards = Annotated[str | None, value(PICTURE, "DIR", "Where __name__ finds name.txt.", "--wildcards")]
+StrictTokens = Annotated[
+    bool, switch(PICTURE, "Make a prompt of more than 75 tokens an error.", "--strict-tokens")
+]
 Num = Annotated[str | None, value(PICTURE, "N", "Pictures per prompt. [1]", "--num", "-n")]
 Seed = Annotated[
     str | None,
@@ -122,6 +133,16 @@ Sigmas = Annotated[
 Rng = Annotated[
     str | None, value(SAMPLING, "NAME", "Whose noise: ddgen, diffusers, a1111, comfy. [ddgen]", "--rng")
 ]
+Tile = Annotated[
+    str | None, value(PICTURE, "AXES", "Let the picture's ends meet: x, y or xy, for tiles.", "--tile")
+]
+Variation = Annotated[
+    str | None,
+    value(SAMPLING, "0..1", "How far the noise goes toward that of --variation-seed. [0]", "--variation"),
+]
+VariationSeed = Annotated[
+    str | None, value(SAMPLING, "SEED", "The noise that --variation goes toward.", "--variation-seed")
+]
 Eta = Annotated[
     str | None,
     value(
@@ -147,6 +168,13 @@ Vae = Annotated[
     str | None,
     value(MODEL, "NAME|FILE", "Another autoencoder, as taesd. [the model's]", "--vae"),
 ]
+Refiner = Annotated[
+    str | None, value(MODEL, "NAME|PATH", "A model that takes over for the last steps.", "--refiner")
+]
+RefinerStart = Annotated[
+    str | None,
+    value(MODEL, "0..1", "Where it takes over, as a part of the trained times. [0.8]", "--refiner-start"),
+]
 Lora = Annotated[
     list[str] | None,
     value(MODEL, "FILE[:W]", "A LoRA with its weight, as ink.safetensors:0.8; may be given again.", "--lora"),
@@ -156,10 +184,12 @@ Embedding = Annotated[
     value(MODEL, "FILE", "A textual inversion; its name is its word. May be given again.", "--embedding"),
 ]
 Prediction = Annotated[
-    str | None, value(MODEL, "NAME", "What the network predicts: eps, v, x0, flow, edm. [the model's]", "--prediction")
+    str | None,
+    value(MODEL, "NAME", "What the network predicts: eps, v, x0, flow, edm. [the model's]", "--prediction"),
 ]
 ClipSkip = Annotated[
-    str | None, value(MODEL, "N", "Read the text N layers from the end, 1 = the last. [the model's]", "--clip-skip")
+    str | None,
+    value(MODEL, "N", "Read the text N layers from the end, 1 = the last. [the model's]", "--clip-skip"),
 ]
 Device = Annotated[str | None, value(MODEL, "NAME", "cpu, cuda, cuda:1, mps. [auto]", "--device")]
 Dtype = Annotated[str | None, value(MODEL, "NAME", "float32, bfloat16, float16. [auto]", "--dtype")]
@@ -201,6 +231,7 @@ Json = Annotated[bool, switch(TALK, "One JSON object a result on standard output
 Null = Annotated[bool, switch(TALK, "End each path with NUL, for xargs -0.", "--null", "-0")]
 Progress = Annotated[str | None, value(TALK, "MODE", "auto, bar, log, json, none. [auto]", "--progress")]
 Color = Annotated[str | None, value(TALK, "WHEN", "auto, always, never. [auto]", "--color")]
+Preview = Annotated[bool, switch(TALK, "Show the pictures in the terminal.", "--preview")]
 Quiet = Annotated[bool, switch(TALK, "Nothing but errors.", "--quiet", "-q")]
 Verbose = Annotated[int, switch(TALK, "Say more.", "--verbose", "-v", count=True)]
 Debug = Annotated[bool, switch(TALK, "Show tracebacks.", "--debug")]

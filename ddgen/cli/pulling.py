@@ -19,6 +19,8 @@ def here(spec: Spec, mode: str) -> Spec:
     Raises:
         NetworkError: it cannot be fetched. ModelError: what came is not what was recorded or announced.
     """
+    if spec.refiner is not None:
+        spec = replace(spec, refiner=here(spec.refiner, mode))
     path = spec.source.path
     if path is not None and path.is_file():
         prefetch(path)  # while torch is imported

@@ -12,7 +12,7 @@ import typer
 from ddgen.app import plan as planning
 from ddgen.app.adjust import adjust
 from ddgen.app.naming import Names, parse_output
-from ddgen.cli import console, flags, process, sample_run, settings
+from ddgen.cli import console, flags, process, sample_run, settings, wording
 from ddgen.errors import InputError, UsageError
 from ddgen.io import metadata
 from ddgen.request import Job, Request
@@ -40,6 +40,11 @@ def sample(
     prompts: flags.Prompts = None,
     negative: flags.Negative = None,
     prompt_syntax: flags.PromptSyntax = None,
+    style: flags.Style = None,
+    styles_file: flags.StylesFile = None,
+    expand: flags.Expand = False,
+    wildcards: flags.Wildcards = None,
+    strict_tokens: flags.StrictTokens = False,
     num: flags.Num = None,
     seed: flags.Seed = None,
     width: flags.Width = None,
@@ -56,6 +61,9 @@ def sample(
     sigmas: flags.Sigmas = None,
     eta: flags.Eta = None,
     rng: flags.Rng = None,
+    tile: flags.Tile = None,
+    variation: flags.Variation = None,
+    variation_seed: flags.VariationSeed = None,
     model: flags.Model = None,
     weights_file: flags.WeightsFile = None,
     lora: flags.Lora = None,
@@ -63,6 +71,8 @@ def sample(
     vae: flags.Vae = None,
     prediction: flags.Prediction = None,
     clip_skip: flags.ClipSkip = None,
+    refiner: flags.Refiner = None,
+    refiner_start: flags.RefinerStart = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     text_backend: flags.TextBackend = None,
@@ -78,6 +88,7 @@ def sample(
     json: flags.Json = False,
     null: flags.Null = False,
     progress: flags.Progress = None,
+    preview: flags.Preview = False,
     color: flags.Color = None,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = 0,
@@ -88,29 +99,72 @@ def sample(
 
     The paths of the pictures go to standard output, everything else to standard error.
     """
+    values, spec = settle(context)
+    if preview:
+        show_pictures()
+    words = wording.dress(context.params, values, read_prompts(prompts))
+    request = make_request(values, words, spec, size, ar)
+    if strict_tokens:
+        wording.check_length(words, request.prompt_syntax, request.steps or spec.defaults.steps)
+    deliver(context, values, spec, request, list(planning.plan(request, spec)))
+
+
+def show_pictures() -> None:
+    """Have finished pictures shown in the terminal.
+
+    Raises:
+        UsageError: there is none, or what draws them is not installed.
+    """
+    from ddgen.cli import preview
+
+    preview.check()
+    console.manners.preview = True
+
+
+def settle(context: typer.Context) -> tuple[dict[str, Any], Spec]:
+    """Return the settings of a command with the flags of `sample`, and the model with what they change about it.
+
+    Raises:
+        DdgenError: a flag that cannot be read, or goes against another; a model or file that is not there.
+    """
     # Most parameters are settings, read by their names from the context; `debug` was seen before the parsing.
     given = dict(context.params)
-    given["negative"] = ", ".join(negative) if negative else None
-    given["offline"] = "1" if offline else None
-    values = {name: found.value for name, found in settings.resolve(given).items()}
-    console.configure(color=values["color"], quiet=quiet, verbose=verbose, json=json)
-    if (size is not None or ar is not None) and (
-        width is not None or height is not None or (size is not None and ar is not None)
-    ):
+    given["negative"] = ", ".join(given["negative"]) if given["negative"] else None
+    given["offline"] = "1" if given["offline"] else None
+    values: dict[str, Any] = {name: found.value for name, found in settings.resolve(given).items()}
+    console.configure(color=values["color"], quiet=given["quiet"], verbose=given["verbose"], json=given["json"])
+    size, ar = given.get("size"), given.get("ar")
+    sides = given.get("width") is not None or given.get("height") is not None
+    if (size is not None or ar is not None) and (sides or (size is not None and ar is not None)):
         raise UsageError(
             "--size, --ar and --width/--height say the same thing", "keep one of them", id="usage.size"
         )
-    words = read_prompts(prompts)
-    spec = adjusted(registry.find(values["model"], weights_file=values["weights_file"]), values, lora, embedding)
-    request = make_request(values, words, spec, size, ar)
-    jobs = list(planning.plan(request, spec))
-    names = check_output(values, jobs, force=force, grid=grid, look_only=plan)
+    spec = registry.find(values["model"], weights_file=values["weights_file"])
+    return values, adjusted(spec, values, given["lora"], given["embedding"])
+
+
+def deliver(
+    context: typer.Context,
+    values: dict[str, Any],
+    spec: Spec,
+    request: Request,
+    jobs: list[Job],
+    draw: sample_run.Draw | None = None,
+    steps: int | None = None,
+) -> None:
+    """Make the pictures of the jobs, or show what would be made.
+
+    draw, steps: what makes a batch, and how many steps all take; None: from the prompts alone.
+    """
+    given = context.params
+    names = check_output(values, jobs, force=given["force"], grid=given["grid"], look_only=given["plan"])
     for remark in planning.remarks(request, spec):
         console.warn(remark)
-    if plan:
-        sample_run.show_plan(jobs, names, grid=grid)
+    if given["plan"]:
+        sample_run.show_plan(jobs, names, grid=given["grid"])
     else:
-        sample_run.make(jobs, names, spec, values, grid=grid, end="\0" if null else "\n")
+        end = "\0" if given["null"] else "\n"
+        sample_run.make(jobs, names, spec, values, grid=given["grid"], end=end, draw=draw, steps=steps)
 
 
 def read_prompts(words: Sequence[str] | None) -> tuple[str, ...]:
@@ -181,7 +235,7 @@ def make_request(
         )
     plain = (
         "negative", "num", "steps", "guidance", "guidance_rescale", "guidance_interval", "sampler", "spacing",
-        "sigmas", "eta", "scale", "prompt_syntax", "rng",
+        "sigmas", "eta", "scale", "prompt_syntax", "rng", "tile", "variation", "variation_seed",
     )  # fmt: skip
     seed = values["seed"] if values["seed"] is not None else planning.draw_seed()
     return Request(prompts, seed=seed, width=width, height=height, **{name: values[name] for name in plain})
@@ -202,6 +256,8 @@ def adjusted(
         vae=values["vae"],
         prediction=values["prediction"],
         clip_skip=values["clip_skip"],
+        refiner=values["refiner"],
+        refiner_start=values["refiner_start"],
         weights_file=values["weights_file"],
     )
 

@@ -236,6 +236,15 @@ def read_config(path: Path) -> dict[str, object]:
     return found
 
 
+def read_flag(name: str, text: str, read: Callable[[str], Value]) -> Value:
+    """Return the value of a flag that is no setting.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    return _read(name, text, Setting(read), UsageError)
+
+
 def environment_name(name: str) -> str:
     """Return the environment variable of a setting."""
     return SETTINGS[name].variable or "DDGEN_" + name.upper()

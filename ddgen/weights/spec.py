@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgen.errors import ModelError, nearest
+from ddgen.text.config import TowerSpec
 from ddgen.weights.arch import Arch, arch_from_json, arch_to_json
 
 FORMAT = 1
@@ -76,6 +77,8 @@ class Spec:
         text (SDXL base).
     distilled:     trained to run without guidance.
     additions:     what this run puts on the model; never written with it.
+    clip_skip:     which text layer from the end this run reads at least, 1 = the last; None: the model's own.
+    refiner:       the model that this run hands over to, after the fraction `refiner_start` of the times.
     """
 
     name: str
@@ -89,6 +92,9 @@ class Spec:
     defaults: Defaults = field(default_factory=Defaults)
     source: Source = field(default_factory=Source)
     additions: tuple[Addition, ...] = ()
+    clip_skip: int | None = None
+    refiner: "Spec | None" = None
+    refiner_start: float = 0.8
     licence: str = ""
     credits: str = ""
     note: str = ""
@@ -97,6 +103,12 @@ class Spec:
     def divisor(self) -> int:
         """Width and height must be multiples of this, in pixels."""
         return self.arch.first_stage.factor * self.arch.unet.divisor
+
+    @property
+    def towers(self) -> tuple[TowerSpec, ...]:
+        """The text towers as this run reads them: never later than the model itself does."""
+        skip = 1 if self.clip_skip is None else self.clip_skip
+        return tuple(dataclasses.replace(tower, layer=min(tower.layer, -skip)) for tower in self.arch.text)
 
 
 _PLAIN = (
