@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 OnStep = Callable[[Step, int], None]
 """Called after every step with the Step and the number of steps; it may raise to stop."""
+OnStart = Callable[[Tensor, Grid], None]
+"""Called before the first step with the state that it starts from and the grid."""
 
 
 class FirstStage(Protocol):
@@ -97,7 +99,11 @@ class Pipeline:
 
 @torch.inference_mode()
 def run(
-    pipeline: Pipeline, jobs: Sequence[Job], on_step: OnStep | None = None, source: editing.Source | None = None
+    pipeline: Pipeline,
+    jobs: Sequence[Job],
+    on_step: OnStep | None = None,
+    source: editing.Source | None = None,
+    on_start: OnStart | None = None,
 ) -> list[np.ndarray]:
     """Make one picture per job in one tensor batch: (H, W, 3) uint8 arrays, in order.
 
@@ -108,7 +114,7 @@ def run(
         NumericsError: a picture came out non-finite; nothing of the batch is returned.
     """
     with seamless([pipeline.denoiser.network, pipeline.first_stage], jobs[0].tile):
-        latents = sample(pipeline, jobs, on_step, source)
+        latents = sample(pipeline, jobs, on_step, source, on_start)
         pixels = pipeline.first_stage.decode(latents)
     bad = [str(job.seed) for job, image in zip(jobs, pixels, strict=True) if not torch.isfinite(image).all()]
     if bad:
@@ -117,7 +123,11 @@ def run(
 
 
 def sample(
-    pipeline: Pipeline, jobs: Sequence[Job], on_step: OnStep | None = None, source: editing.Source | None = None
+    pipeline: Pipeline,
+    jobs: Sequence[Job],
+    on_step: OnStep | None = None,
+    source: editing.Source | None = None,
+    on_start: OnStart | None = None,
 ) -> Tensor:
     """Return the clean latents of a batch of jobs: (B, C, H / f, W / f) float32."""
     job, arch = jobs[0], pipeline.spec.arch
@@ -137,6 +147,8 @@ def sample(
     )
     if begun is not None and job.edit is not None:
         x = editing.start(begun, job.edit, grid, eps, x)
+    if on_start is not None:
+        on_start(x, grid)
     steps = walk(job, denoise, x, grid, noise)
     other = pipeline.refiner
     if other is not None:

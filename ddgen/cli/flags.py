@@ -219,6 +219,14 @@ Quality = Annotated[
     str | None, value(OUTPUT, "1..100", "Of JPEG and WebP; WebP of 100 is lossless. [92]", "--quality")
 ]
 Grid = Annotated[bool, switch(OUTPUT, "Also write one sheet of all the pictures.", "--grid")]
+Filmstrip = Annotated[
+    str | None,
+    value(OUTPUT, "FILE", "Also show how noise became the picture: a .png strip, a .gif or .webp.", "--filmstrip"),
+]
+FilmstripSteps = Annotated[
+    str | None,
+    value(OUTPUT, "LIST", "The steps that it shows, as 1,10,25. [8, or 60 frames]", "--filmstrip-steps"),
+]
 Metadata = Annotated[
     str | None,
     value(OUTPUT, "LEVEL", "full: all settings; min: without the prompts; none. [full]", "--metadata"),
