@@ -37,8 +37,8 @@ def check(output: str | None, name: str, suffixes: tuple[str, ...], *, force: bo
     return path
 
 
-def write(path: Path | None, data: bytes, kind: str, *, force: bool, **more: object) -> None:
-    """Write a figure and tell its path, as a line or as JSON with what else there is to tell."""
+def write(path: Path | None, data: bytes, kind: str, *, force: bool, aside: bool = False, **more: object) -> None:
+    """Write a figure and tell its path, as a line or as JSON with what else there is to tell; aside: on standard error."""
     from ddgen.app.naming import taken
 
     if path is None:
@@ -48,10 +48,36 @@ def write(path: Path | None, data: bytes, kind: str, *, force: bool, **more: obj
         files.publish(path, data, force=force)
     except FileExistsError as error:
         raise taken(path) from error
-    if console.manners.json:
+    if aside:
+        console.say(f"ddgen: {path}")
+    elif console.manners.json:
         console.out_json({"type": kind, "path": str(path), **more})
     else:
         console.out(str(path))
+
+
+def numbers(flag: str, text: str, example: str) -> tuple[float, ...]:
+    """Read a list of numbers, as `example`.
+
+    Raises:
+        UsageError: something else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} '{text}' is not a list of numbers", f"use some as {example}", id="usage.value") from None
+
+
+def whole_numbers(flag: str, text: str, example: str) -> tuple[int, ...]:
+    """Read a list of whole numbers, as `example`.
+
+    Raises:
+        UsageError: something else.
+    """
+    found = numbers(flag, text, example)
+    if any(value != value or value % 1 for value in found):
+        raise UsageError(f"{flag} '{text}' is not a list of whole numbers", f"use some as {example}", id="usage.value")
+    return tuple(int(value) for value in found)
 
 
 def _free(wanted: Path) -> Path:

@@ -74,7 +74,7 @@ def noise(
     first = 0 if values["seed"] is None else values["seed"]
     if not isinstance(first, int):
         raise UsageError(f"--seed '{seed}' is a list, one picture has one noise", "give one, as --seed 7", id="usage.seed")
-    wanted = None if times is None else numbers("--times", times)
+    wanted = None if times is None else drawing.numbers("--times", times, "0,250,999")
     path = drawing.check(output, f"{Path(image).stem or 'image'}-noise", (".png", ".gif", ".webp"), force=force)
 
     from ddgen.io import figures, images
@@ -101,18 +101,6 @@ def noise(
     made = canonical({"schema": SCHEMA, "kind": "noise", "schedule": trained.kind, "times": list(chosen), "seed": first})
     data = figures.encode(pages, kind, figure=made)
     drawing.write(path, data, "noise", force=force, times=list(chosen), sigmas=[trained.sigma(time) for time in chosen])
-
-
-def numbers(flag: str, text: str) -> tuple[float, ...]:
-    """Read a list of numbers as 0,250,999.
-
-    Raises:
-        UsageError: something else.
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{flag} '{text}' is not a list of numbers", "use some as 0,250,999", id="usage.value") from None
 
 
 def schedule_of(name: str | None, spec: "Spec | None") -> "Schedule":

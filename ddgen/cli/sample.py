@@ -23,6 +23,7 @@ EXAMPLES = """Examples:
   ddgen sample "a red apple"
   ddgen sample "a fox" "a penguin" -n 4 --seed 7 --grid
   ddgen sample "a tulip" --sampler euler --steps 40 --scale 4 -o tulip.png
+  ddgen sample "a tulip" --sampler ddpm --steps 1000 --filmstrip film.png
   echo "a tulip" | ddgen sample - -o - > tulip.png
   ddgen sample "a fox" -n 100 -o "out/{prompt:.40}/{seed}.png" --plan
 
@@ -84,6 +85,8 @@ def sample(
     quality: flags.Quality = None,
     grid: flags.Grid = False,
     metadata: flags.Metadata = None,
+    filmstrip: flags.Filmstrip = None,
+    filmstrip_steps: flags.FilmstripSteps = None,
     plan: flags.Plan = False,
     json: flags.Json = False,
     null: flags.Null = False,
@@ -106,7 +109,13 @@ def sample(
     request = make_request(values, words, spec, size, ar)
     if strict_tokens:
         wording.check_length(words, request.prompt_syntax, request.steps or spec.defaults.steps)
-    deliver(context, values, spec, request, list(planning.plan(request, spec)))
+    jobs = list(planning.plan(request, spec))
+    draw = None
+    if filmstrip is not None or filmstrip_steps is not None:
+        from ddgen.cli import filming
+
+        draw = filming.prepare(filmstrip, filmstrip_steps, jobs, values, force=force)
+    deliver(context, values, spec, request, jobs, draw=draw)
 
 
 def show_pictures() -> None:
