@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ddgen.errors import ModelError
-from ddgen.weights import unpickle, unpickle_child
+from ddgen.weights import unpickle, unpickle_child, unpickle_records, unpickle_zip
 from ddgen.weights.checkpoint import Reader
 from ddgen.weights.header import Header
 from ddgen.weights.keymap import Take
@@ -61,7 +61,12 @@ def test_what_torch_saves_comes_back(tmp_path: Path, zipped: bool, wrap: str) ->
         "bare": STATE,
         "ordered": OrderedDict(STATE),
         "nested": {"state_dict": {"state_dict": STATE}},
-        "lightning": {"epoch": 3, "global_step": 470000, "callbacks": {"x": {1, 2}}, "state_dict": OrderedDict(STATE)},
+        "lightning": {
+            "epoch": 3,
+            "global_step": 470000,
+            "callbacks": {"x": {1, 2}},
+            "state_dict": OrderedDict(STATE),
+        },
         "module": {f"module.{name}": tensor for name, tensor in STATE.items()},
     }[wrap]
     header = read_weights_header(saved(tmp_path, value, _use_new_zipfile_serialization=zipped))
@@ -78,7 +83,9 @@ def test_module_state_and_parameters(tmp_path: Path) -> None:
     assert set(read_pickled_header(saved(tmp_path, module.state_dict())).tensors) == set(module.state_dict())
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.randn(2, 8))})
     header = read_pickled_header(saved(tmp_path, {"string_to_param": parameters, "name": "cat"}))
-    assert torch.equal(read(header, "string_to_param.*"), parameters["*"]) and header.metadata["name"] == "cat"
+    assert (
+        torch.equal(read(header, "string_to_param.*"), parameters["*"]) and header.metadata["name"] == "cat"
+    )
 
 
 def torch_zip(data: bytes, extra: dict[str, bytes] | None = None, *, compress: bool = False) -> bytes:
@@ -93,7 +100,8 @@ def torch_zip(data: bytes, extra: dict[str, bytes] | None = None, *, compress: b
 
 # Globals with which a pickle can run code, read or write files, reach the network, or load native code: the ones in scanners'
 # advisories and our own. Each is called with arguments that would leave a canary file behind.
-GADGETS = """
+GADGETS = (
+    """
 os system|posix system|nt system|os popen|os execv|os execl|os execvp|os spawnl|os spawnv|os posix_spawn|os fork|os kill|os remove
 os rename|os rmdir|os makedirs|os symlink|os open|os putenv|os._wrap_close x|subprocess run|subprocess Popen|subprocess call
 subprocess check_call|subprocess check_output|subprocess getoutput|subprocess getstatusoutput|builtins eval|builtins exec|builtins compile
@@ -125,7 +133,10 @@ numpy.testing._private.utils runstring|numpy.testing.utils runstring|numpy.distu
 pandas read_pickle|pandas.io.common get_handle|scipy.weave inline|yaml load|yaml unsafe_load|jinja2 Template|django.core.management execute_from_command_line
 transformers AutoModel.from_pretrained|huggingface_hub hf_hub_download|diffusers DiffusionPipeline.from_pretrained|ddgen.cli.main main
 ddgen.weights.unpickle_child main|ddgen.weights.unpickle_child os.system|__main__ main|__main__ os|pytorch_lightning Trainer|ultralytics YOLO
-""".replace("\n", "|").strip("|").split("|")
+""".replace("\n", "|")
+    .strip("|")
+    .split("|")
+)
 
 
 def call(module: str, name: str, argument: bytes, protocol: int) -> bytes:
@@ -134,8 +145,19 @@ def call(module: str, name: str, argument: bytes, protocol: int) -> bytes:
         text = b"\x8c" + bytes([len(module)]) + module.encode() + b"\x8c" + bytes([len(name)]) + name.encode()
         return b"\x80\x04" + text + b"\x93" + b"C" + bytes([len(argument)]) + argument + b"\x85R."
     if protocol == 1:
-        return b"(S'" + argument + b"'\ni" + module.encode() + b"\n" + name.encode() + b"\n."  # INST: no GLOBAL, no REDUCE
-    return b"\x80\x02c" + module.encode() + b"\n" + name.encode() + b"\nU" + bytes([len(argument)]) + argument + b"\x85R."
+        return (
+            b"(S'" + argument + b"'\ni" + module.encode() + b"\n" + name.encode() + b"\n."
+        )  # INST: no GLOBAL, no REDUCE
+    return (
+        b"\x80\x02c"
+        + module.encode()
+        + b"\n"
+        + name.encode()
+        + b"\nU"
+        + bytes([len(argument)])
+        + argument
+        + b"\x85R."
+    )
 
 
 @pytest.mark.parametrize("protocol", [1, 2, 4])
@@ -145,17 +167,28 @@ def test_no_gadget_is_found(protocol: int, tmp_path: Path) -> None:
     for gadget in GADGETS:
         module, name = gadget.split()
         stream = io.BytesIO(call(module, name, f"touch {canary}".encode(), protocol))
-        with pytest.raises(unpickle_child.Refused, match="asks to run"):
-            unpickle_child.Unpickler(stream).load()
+        with pytest.raises(unpickle_records.Refused, match="asks to run"):
+            unpickle_records.Unpickler(stream).load()
     assert not canary.exists()
 
 
 def test_the_allowlist_holds_only_inert_things() -> None:
-    ours = {unpickle_child.Record, unpickle_child.Mapping, unpickle_child._tensor, unpickle_child._first, unpickle_child._from_type}
-    assert all(value in ours or isinstance(value, unpickle_child.DType) for value in unpickle_child.ALLOWED.values())
+    ours = {
+        unpickle_records.Record,
+        unpickle_records.Mapping,
+        unpickle_records._tensor,
+        unpickle_records._first,
+        unpickle_records._from_type,
+    }
+    assert all(
+        value in ours or isinstance(value, unpickle_records.DType)
+        for value in unpickle_records.ALLOWED.values()
+    )
 
 
-@pytest.mark.parametrize("gadget", ["os system", "builtins eval", "torch load", "subprocess Popen", "builtins getattr"])
+@pytest.mark.parametrize(
+    "gadget", ["os system", "builtins eval", "torch load", "subprocess Popen", "builtins getattr"]
+)
 def test_a_gadget_in_a_file_is_named(gadget: str, tmp_path: Path) -> None:
     module, name = gadget.split()
     path, canary = tmp_path / "m.ckpt", tmp_path / "canary"
@@ -229,7 +262,9 @@ def test_zip_tricks(tmp_path: Path) -> None:
     def rebuilt(changes: dict[str, bytes | None], **options: bool) -> bytes:
         names = {name: value for name, value in (content | changes).items() if value is not None}
         out = io.BytesIO()
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED if options.get("compress") else zipfile.ZIP_STORED) as archive:
+        with zipfile.ZipFile(
+            out, "w", zipfile.ZIP_DEFLATED if options.get("compress") else zipfile.ZIP_STORED
+        ) as archive:
             for name, value in names.items():
                 archive.writestr(name, value)
         return out.getvalue()
@@ -263,7 +298,7 @@ def test_zip_tricks(tmp_path: Path) -> None:
     many_entries = io.BytesIO()
     with zipfile.ZipFile(many_entries, "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}.")
-        for i in range(unpickle_child.MAX_ENTRIES):
+        for i in range(unpickle_zip.MAX_ENTRIES):
             archive.writestr(f"a/data/{i}", b"")
     refused(many_entries.getvalue(), "over the limit")
     refused(torch_zip(bytes(unpickle_child.MAX_PICKLE + 1)), "over the limit")
@@ -276,11 +311,20 @@ def test_shapes_lie_within_their_storage(tmp_path: Path) -> None:
 
         class Saver(pickle.Pickler):
             def persistent_id(self, value: object) -> object:
-                return ("storage", torch.FloatStorage, "0", "cpu", count) if isinstance(value, Storage) else None
+                return (
+                    ("storage", torch.FloatStorage, "0", "cpu", count) if isinstance(value, Storage) else None
+                )
 
         class Rebuilt:
             def __reduce__(self) -> tuple[object, ...]:
-                return torch._utils._rebuild_tensor_v2, (Storage(), offset, shape, stride, False, OrderedDict())
+                return torch._utils._rebuild_tensor_v2, (
+                    Storage(),
+                    offset,
+                    shape,
+                    stride,
+                    False,
+                    OrderedDict(),
+                )
 
         out = io.BytesIO()
         Saver(out, protocol=2).dump({"w": Rebuilt()})
@@ -308,9 +352,9 @@ def test_other_files_are_named(tmp_path: Path) -> None:
 
 
 def test_the_child_cannot_open_anything() -> None:
-    script = f"""
-import sys; sys.path.insert(0, {str(Path(unpickle_child.__file__).parent)!r})
-import unpickle_child, os, socket
+    script = """
+import os, socket
+from ddgen.weights import unpickle_child
 unpickle_child.give_up_rights(5.0, 2**30)
 for attempt in (lambda: os.open("/dev/null", os.O_RDONLY), lambda: socket.socket(), lambda: os.pipe(), lambda: bytearray(2**31)):
     try: attempt()
@@ -350,7 +394,11 @@ def test_mutated_files_only_ever_raise_refusals(tmp_path: Path) -> None:
     rng = random.Random(7)
     seeds = []
     for zipped in (True, False):
-        seeds.append(saved(tmp_path, {"state_dict": STATE, "global_step": 1}, _use_new_zipfile_serialization=zipped).read_bytes())
+        seeds.append(
+            saved(
+                tmp_path, {"state_dict": STATE, "global_step": 1}, _use_new_zipfile_serialization=zipped
+            ).read_bytes()
+        )
     bare = io.BytesIO()
     torch.save({"w": torch.zeros(2)}, bare)
     files = mutants([*seeds, bare.getvalue()], 2000, rng)
@@ -395,6 +443,14 @@ def test_a_safetensors_header_whose_length_looks_like_a_pickle(length: int, tmp_
 def test_parent_checks_the_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, STATE)
     good = {"name": "w", "dtype": "float32", "shape": [4], "stride": [1], "start": 0, "stop": 16}
-    for change in ({"stop": 10**9}, {"start": -4}, {"dtype": "os"}, {"shape": [2**40], "stride": [0], "stop": 4}, {"stride": [-1]}):
-        monkeypatch.setattr(unpickle, "_ask", lambda path, handle, t=good | change: {"tensors": [t], "values": {}})
+    for change in (
+        {"stop": 10**9},
+        {"start": -4},
+        {"dtype": "os"},
+        {"shape": [2**40], "stride": [0], "stop": 4},
+        {"stride": [-1]},
+    ):
+        monkeypatch.setattr(
+            unpickle, "_ask", lambda path, handle, t=good | change: {"tensors": [t], "values": {}}
+        )
         assert "damaged" in refusal(path)

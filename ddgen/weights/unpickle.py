@@ -15,7 +15,8 @@ from typing import Any
 from ddgen.errors import ModelError
 from ddgen.weights.header import BYTES, Header, TensorInfo, open_regular, product, read_header
 
-CHILD = Path(__file__).with_name("unpickle_child.py")
+ROOT = str(Path(__file__).resolve().parents[2])
+CHILD = f"import sys; sys.path.append({ROOT!r}); from ddgen.weights.unpickle_child import main; main()"
 TIMEOUT = 60.0  # seconds of wall clock; the child's own limit is about a second of CPU
 MAX_ANSWER = 64 * 2**20  # bytes
 MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -57,9 +58,11 @@ def read_pickled_header(path: str | Path) -> Header:
 
 def _ask(path: Path, handle: int) -> dict[str, Any]:
     """Return the child's answer about the open file."""
-    command = [sys.executable, "-I", "-S", str(CHILD)]
+    command = [sys.executable, "-I", "-S", "-c", CHILD]
     try:
-        done = subprocess.run(command, stdin=handle, capture_output=True, timeout=TIMEOUT, env={}, cwd="/", check=False)
+        done = subprocess.run(
+            command, stdin=handle, capture_output=True, timeout=TIMEOUT, env={}, cwd="/", check=False
+        )
     except subprocess.TimeoutExpired:
         raise _refused(path, "takes too long to read; refused as unsafe") from None
     if done.returncode != 0 or len(done.stdout) > MAX_ANSWER:
