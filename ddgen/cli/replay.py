@@ -203,17 +203,20 @@ def open_original(
             f"image '{path}' says nothing that ddgen can read", "see 'ddgen meta json'", id="input.metadata"
         )
     said = found.rest.get("model") if found.tool == "ddgen" else None
-    try:
-        spec = registry.find(model if model is not None else said, weights_file=running["weights_file"])
-    except ModelError as error:
-        if model is not None:
-            raise
+    if model is None and said is not None and not is_name(said, running["weights_file"]):
         what = f"image '{path}' was made with model '{said}', unknown here"
-        raise ModelError(what, "give it with --model", id=error.id) from None
+        raise ModelError(what, "give it with --model", id="model.unknown-name")
+    spec = registry.find(model if model is not None else said, weights_file=running["weights_file"])
     try:
         return Original(path, data, found, spec, replaying.job_of(found, spec, changes))
     except DdgenError as error:
         raise InputError(f"image '{path}': {error.message}", error.hint, id="input.replay") from None
+
+
+def is_name(model: str, weights_file: str | None) -> bool:
+    """Tell whether a picture's word for its model is a name of the registry; a path is never followed."""
+    known = registry.entries(weights_file)
+    return model in known or any(model in entry.aliases for entry in known.values())
 
 
 def saving(format: str, quality: int, level: str) -> "Saving":
