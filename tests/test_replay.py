@@ -132,14 +132,15 @@ def test_rows_of_bad_input(made: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_picture_says_is_data(made: Path, tmp_path: Path) -> None:
-    """A record that names a file, a command or a path as its model opens nothing that is no model."""
-    secret = tmp_path / "secret.txt"
-    secret.write_text("token")
+    """A record that names a file as its model opens nothing, be the file a good model."""
+    path = registry.find(None).source.path
+    assert path is not None and path.is_file()
     changed(
-        made / "a.png", tmp_path / "evil.png", lambda image, record: record["job"].update(model=str(secret))
+        made / "a.png", tmp_path / "evil.png", lambda image, record: record["job"].update(model=str(path))
     )
     done = run("replay", "evil.png", cwd=tmp_path)
-    assert done.returncode == 5 and "token" not in done.stderr
+    assert done.returncode == 5 and "unknown here; give it with --model" in done.stderr
+    assert [file.name for file in tmp_path.glob("*.png")] == ["evil.png"]
 
 
 def test_a_foreign_picture_is_made_here_with_a_word_about_it() -> None:
