@@ -19,7 +19,7 @@ from ddgen.app.ledger import Shard
 from ddgen.app.styles import Style, apply_style
 from ddgen.errors import DdgenError, InputError, UsageError
 from ddgen.io.lines import PromptLine
-from ddgen.io.settings import Settings, Value
+from ddgen.io.settings import KEYS, Settings, Value
 from ddgen.request import Job, Request
 from ddgen.weights.spec import Spec
 
@@ -185,7 +185,7 @@ def replayable(task: Task, note: str) -> dict[str, object]:
     if job.scale != 1:
         record["scale"] = job.scale
     for later in fields(Job):
-        if later.default is not MISSING and getattr(job, later.name) != later.default:
+        if later.name in KEYS and later.default is not MISSING and getattr(job, later.name) != later.default:
             record[later.name] = getattr(job, later.name)
     return {**record, "expand": False, "note": note}
 

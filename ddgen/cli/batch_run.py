@@ -96,14 +96,13 @@ def run(options: Options, values: dict[str, Any], target: Target) -> None:
 
 def make_planner(options: Options, values: dict[str, Any], spec: Spec, target: Target) -> Planner:
     """Return the planner of this run; its run seed is set when the directory is ours."""
-    named = "style" in options.base or options.styles_file is not None
     return Planner(
         spec,
         model_key(spec, weights_digests(spec)),
         target,
         base=options.base,
         expand=expander(options) if options.expand else lambda text: (text,),
-        styles=load_styles(options.styles_file) if named else {},
+        styles=load_styles(options.styles_file),
         shard=options.shard,
     )
 
