@@ -12,7 +12,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """repos: name -> {file: bytes}. gated: names that answer 401. token: needed for gated ones. faults: file -> what goes wrong."""
+    """repos: name -> {file: bytes}. gated: names that answer 401. token: needed for gated ones. faults: file
+    -> what goes wrong.
+    """
 
     def __init__(self, repos: dict[str, dict[str, bytes]]) -> None:
         self.repos = repos
@@ -47,7 +49,9 @@ class FakeHub:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -87,11 +91,28 @@ class FakeHub:
     def _info(self, request: BaseHTTPRequestHandler, repo: str) -> None:
         siblings = []
         for name, data in self.repos[repo].items():
-            entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
+            entry: dict[str, object] = {
+                "rfilename": name,
+                "size": len(data),
+                "blobId": hashlib.sha1(data).hexdigest(),
+            }
             if name.endswith((".safetensors", ".bin", ".ckpt")):
-                entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+                entry["lfs"] = {
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "size": len(data),
+                    "pointerSize": 134,
+                }
             siblings.append(entry)
-        data = json.dumps({"id": repo, "modelId": repo, "sha": self.commit, "siblings": siblings, "tags": [], "private": False}).encode()
+        data = json.dumps(
+            {
+                "id": repo,
+                "modelId": repo,
+                "sha": self.commit,
+                "siblings": siblings,
+                "tags": [],
+                "private": False,
+            }
+        ).encode()
         request.send_response(200)
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(data)))

@@ -1,4 +1,6 @@
-"""What a run puts on a model: LoRAs, embeddings, another autoencoder, other rules; from a file to the picture."""
+"""What a run puts on a model: LoRAs, embeddings, another autoencoder, other rules; from a file to the
+picture.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +27,25 @@ from ddgen.weights.checkpoint import open_checkpoint, save_tensors, spec_metadat
 from ddgen.weights.spec import Addition, Defaults, Spec
 
 UNET = UNetConfig(
-    model_channels=32, channel_mult=(1, 2), num_res_blocks=1, heads=(2, 2), context_dim=32, down_depth=((1,), (1,)), up_depth=((1, 1), (1, 1))
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    heads=(2, 2),
+    context_dim=32,
+    down_depth=((1,), (1,)),
+    up_depth=((1, 1), (1, 1)),
 )
 KL = KLConfig(model_channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
-SPEC = Spec("small", Arch("custom", UNET, KL, (TowerSpec(CLIPConfig(width=32, layers=3, heads=2, mlp=64)),)), defaults=Defaults(64, 64, 3, 4.0, 0.0, "euler", "leading"))
-PREFIXES = {"unet": "model.diffusion_model.", "first_stage": "first_stage_model.", "text.0": "cond_stage_model.transformer.text_model."}
+SPEC = Spec(
+    "small",
+    Arch("custom", UNET, KL, (TowerSpec(CLIPConfig(width=32, layers=3, heads=2, mlp=64)),)),
+    defaults=Defaults(64, 64, 3, 4.0, 0.0, "euler", "leading"),
+)
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "first_stage": "first_stage_model.",
+    "text.0": "cond_stage_model.transformer.text_model.",
+}
 STEM = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
@@ -50,9 +66,15 @@ def saved(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> str:
 
 def lora(folder: Path, name: str = "ink.safetensors", size: float = 1.0) -> str:
     generator = torch.Generator().manual_seed(3)
-    tensors = {f"{STEM}.lora_{end}.weight": size * torch.randn(shape, generator=generator) for end, shape in (("down", (4, 32)), ("up", (32, 4)))}
+    tensors = {
+        f"{STEM}.lora_{end}.weight": size * torch.randn(shape, generator=generator)
+        for end, shape in (("down", (4, 32)), ("up", (32, 4)))
+    }
     text = "lora_te_text_model_encoder_layers_0_mlp_fc1"
-    tensors |= {f"{text}.lora_down.weight": torch.randn(2, 32, generator=generator), f"{text}.lora_up.weight": torch.randn(64, 2, generator=generator)}
+    tensors |= {
+        f"{text}.lora_down.weight": torch.randn(2, 32, generator=generator),
+        f"{text}.lora_up.weight": torch.randn(64, 2, generator=generator),
+    }
     return saved(folder, name, tensors)
 
 
@@ -69,7 +91,10 @@ def test_a_lora_changes_the_picture_and_says_so(model: Path, tmp_path: Path) -> 
     plain = Pipeline.load(str(model))
     inked = Pipeline.load(str(model), loras=[lora(tmp_path) + ":0.8"])
     assert inked.notes == [] and differ(picture(plain), picture(inked))
-    assert set(inked.digests) == {"model", "lora:ink.safetensors x 0.8"} and inked.digests["model"] == plain.digests["model"]
+    assert (
+        set(inked.digests) == {"model", "lora:ink.safetensors x 0.8"}
+        and inked.digests["model"] == plain.digests["model"]
+    )
     assert not differ(picture(plain), picture(Pipeline.load(str(model), loras=[lora(tmp_path) + ":0"])))
 
 
@@ -77,8 +102,12 @@ def test_additions_change_the_id_of_a_job(model: Path, tmp_path: Path) -> None:
     spec = registry.find(str(model))
     path = lora(tmp_path)
     variants = [
-        spec, adjust(spec, loras=[path]), adjust(spec, loras=[f"{path}:0.5"]), adjust(spec, clip_skip=2), adjust(spec, prediction="v"),
-    ]  # fmt: skip
+        spec,
+        adjust(spec, loras=[path]),
+        adjust(spec, loras=[f"{path}:0.5"]),
+        adjust(spec, clip_skip=2),
+        adjust(spec, prediction="v"),
+    ]
     ids = set()
     for variant in variants:
         (job,) = plan(Request(prompts=("a",), seed=1), variant)
@@ -99,13 +128,21 @@ def test_loras_are_exchanged_and_taken_off_bit_for_bit(model: Path, tmp_path: Pa
 
 
 def test_what_fits_nothing_is_noted(model: Path, tmp_path: Path) -> None:
-    odd = saved(tmp_path, "odd.safetensors", {f"{STEM}.diff": torch.zeros(32, 32), "lora_unet_nowhere.diff": torch.zeros(2)})
+    odd = saved(
+        tmp_path,
+        "odd.safetensors",
+        {f"{STEM}.diff": torch.zeros(32, 32), "lora_unet_nowhere.diff": torch.zeros(2)},
+    )
     (note,) = Pipeline.load(str(model), loras=[odd]).notes
     assert "'odd.safetensors'" in note and "lora_unet_nowhere" in note
 
 
 def test_an_embedding_is_a_word_of_the_prompt(model: Path, tmp_path: Path) -> None:
-    path = saved(tmp_path, "zebra-style.safetensors", {"emb_params": 3 * torch.randn(2, 32, generator=torch.Generator().manual_seed(1))})
+    path = saved(
+        tmp_path,
+        "zebra-style.safetensors",
+        {"emb_params": 3 * torch.randn(2, 32, generator=torch.Generator().manual_seed(1))},
+    )
     plain, told = Pipeline.load(str(model)), Pipeline.load(str(model), embeddings=[path])
     assert not differ(picture(plain), picture(told))
     assert differ(picture(plain, "a zebra-style cat"), picture(told, "a zebra-style cat"))
@@ -115,14 +152,25 @@ def test_another_autoencoder(model: Path, tmp_path: Path) -> None:
     wide = replace(KL, model_channels=64)
     for config, name in ((wide, "wide"), (TinyConfig(width=16), "tiny")):
         module = redraw(part_modules(replace(SPEC.arch, first_stage=config))["first_stage"], 9)
-        path = saved(tmp_path, f"{name}.safetensors", {key: tensor.contiguous() for key, tensor in module.state_dict().items()})
+        path = saved(
+            tmp_path,
+            f"{name}.safetensors",
+            {key: tensor.contiguous() for key, tensor in module.state_dict().items()},
+        )
         replaced = Pipeline.load(str(model), vae=path)
         plain = Pipeline.load(str(model))
         assert differ(picture(plain), picture(replaced)) and f"vae:{name}.safetensors" in replaced.digests
         if name == "wide":
             assert replaced.first_stage.config.scale_factor == KL.scale_factor  # type: ignore[attr-defined]
-    narrow = redraw(part_modules(replace(SPEC.arch, first_stage=TinyConfig(latent_channels=8, width=16)))["first_stage"], 9)
-    path = saved(tmp_path, "eight.safetensors", {key: tensor.contiguous() for key, tensor in narrow.state_dict().items()})
+    narrow = redraw(
+        part_modules(replace(SPEC.arch, first_stage=TinyConfig(latent_channels=8, width=16)))["first_stage"],
+        9,
+    )
+    path = saved(
+        tmp_path,
+        "eight.safetensors",
+        {key: tensor.contiguous() for key, tensor in narrow.state_dict().items()},
+    )
     with pytest.raises(ModelError, match="makes 8 channels"):
         Pipeline.load(str(model), vae=path)
 
@@ -153,16 +201,23 @@ def test_every_rng_makes_its_own_picture(rng: str, model: Path) -> None:
 def test_a_refiner_takes_over(model: Path) -> None:
     spec = registry.find(str(model))
     plain = picture(assemble(spec))
-    # The same model as its own refiner: a first-order sampler does not notice, a prediction that differs does.
+    # The same model as its own refiner: a first-order sampler does not notice, a prediction that differs
+    # does.
     same = assemble(adjust(spec, refiner=str(model), refiner_start=0.5))
     assert not differ(plain, picture(same)) and "refiner from 0.5: model" in same.digests
     other = adjust(spec, refiner=str(model))
     assert other.refiner is not None and other.refiner_start == 0.8
-    assert differ(plain, picture(assemble(replace(other, refiner=replace(other.refiner, prediction="v"), refiner_start=0.3))))
+    assert differ(
+        plain,
+        picture(assemble(replace(other, refiner=replace(other.refiner, prediction="v"), refiner_start=0.3))),
+    )
     with pytest.raises(UsageError, match="use 0 to 1"):
         adjust(spec, refiner=str(model), refiner_start=1.5)
     with pytest.raises(ModelError, match="cannot go on with the latents"):
-        adjust(replace(spec, arch=replace(spec.arch, first_stage=replace(KL, scale_factor=0.5))), refiner=str(model))
+        adjust(
+            replace(spec, arch=replace(spec.arch, first_stage=replace(KL, scale_factor=0.5))),
+            refiner=str(model),
+        )
 
 
 def test_lora_arguments() -> None:
@@ -191,7 +246,9 @@ def test_lora_arguments() -> None:
         ("calculus.safetensors", (25, 7.5, "dpmpp_2m")),
     ],
 )
-def test_loras_of_few_steps_bring_their_defaults(path: str, expected: tuple[int, float, str], tmp_path: Path) -> None:
+def test_loras_of_few_steps_bring_their_defaults(
+    path: str, expected: tuple[int, float, str], tmp_path: Path
+) -> None:
     found = few_step_defaults(Defaults(), [Addition("lora", tmp_path / path)])
     assert (found.steps, found.guidance, found.sampler) == expected
 
@@ -199,5 +256,11 @@ def test_loras_of_few_steps_bring_their_defaults(path: str, expected: tuple[int,
 def test_a_request_goes_before_those_defaults(tmp_path: Path) -> None:
     (tmp_path / "sdxl_lightning_4step_lora.safetensors").touch()
     spec = adjust(SPEC, loras=[str(tmp_path / "sdxl_lightning_4step_lora.safetensors")])
-    jobs: list[Job] = [*plan(Request(prompts=("a",), seed=1), spec), *plan(Request(prompts=("a",), seed=1, steps=9, guidance=3.0), spec)]
-    assert [(job.steps, job.guidance, job.spacing) for job in jobs] == [(4, 1.0, "trailing"), (9, 3.0, "trailing")]
+    jobs: list[Job] = [
+        *plan(Request(prompts=("a",), seed=1), spec),
+        *plan(Request(prompts=("a",), seed=1, steps=9, guidance=3.0), spec),
+    ]
+    assert [(job.steps, job.guidance, job.spacing) for job in jobs] == [
+        (4, 1.0, "trailing"),
+        (9, 3.0, "trailing"),
+    ]

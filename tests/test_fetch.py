@@ -1,4 +1,6 @@
-"""Models from the hub, against a fake one on 127.0.0.1: what is asked for, compared and remembered; every fault is one clean error."""
+"""Models from the hub, against a fake one on 127.0.0.1: what is asked for, compared and remembered; every
+fault is one clean error.
+"""
 
 import hashlib
 import json
@@ -35,15 +37,23 @@ FOLDER = {
     "v1-5.ckpt": BIG,
 }
 CHOSEN = [
-    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "text_encoder/pytorch_model.bin", "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors",
-]  # fmt: skip
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/pytorch_model.bin",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+]
 SECRET = "hf_verysecrettoken"
 
 
 @pytest.fixture
 def server() -> Iterator[FakeHub]:
-    with FakeHub({"org/folder": dict(FOLDER), "org/single": {"m.safetensors": BIG, "other.safetensors": BIG[:10]}}) as running:
+    with FakeHub(
+        {"org/folder": dict(FOLDER), "org/single": {"m.safetensors": BIG, "other.safetensors": BIG[:10]}}
+    ) as running:
         yield running
 
 
@@ -68,14 +78,33 @@ except DdgenError as error:
 """
 
 
-def call(server: FakeHub | None, home: Path, action: str = "pull", env: dict[str, str] | None = None, **source: object) -> dict[str, object]:
+def call(
+    server: FakeHub | None,
+    home: Path,
+    action: str = "pull",
+    env: dict[str, str] | None = None,
+    **source: object,
+) -> dict[str, object]:
     """Run one action in a process of its own: huggingface_hub reads its variables when it is imported."""
     url = server.url if server is not None else "http://127.0.0.1:9"
-    variables = {"HF_ENDPOINT": url, "HF_HOME": str(home / "hf"), "XDG_STATE_HOME": str(home / "state"), "XDG_CACHE_HOME": str(home / "cache")}
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "DDGEN_")) and "proxy" not in key.lower()}
+    variables = {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home / "hf"),
+        "XDG_STATE_HOME": str(home / "state"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+    }
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("HF_", "HUGGING", "DDGEN_")) and "proxy" not in key.lower()
+    }
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, action, json.dumps(source)], env=clean | variables | (env or {}), capture_output=True, text=True, timeout=120
-    )  # fmt: skip
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, action, json.dumps(source)],
+        env=clean | variables | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -93,7 +122,13 @@ def test_a_file_is_fetched_compared_and_remembered(server: FakeHub, tmp_path: Pa
     assert sum(count for _, count, _ in first["seen"]) == len(BIG)  # type: ignore[attr-defined]
     assert {total for _, _, total in first["seen"]} == {len(BIG)}  # type: ignore[attr-defined]
     sha = hashlib.sha256(BIG).hexdigest()
-    assert record(tmp_path) == {"org/single:m.safetensors": {"repo": "org/single", "revision": COMMIT, "files": {"m.safetensors": [len(BIG), sha]}}}
+    assert record(tmp_path) == {
+        "org/single:m.safetensors": {
+            "repo": "org/single",
+            "revision": COMMIT,
+            "files": {"m.safetensors": [len(BIG), sha]},
+        }
+    }
     assert server.sent == len(BIG)
 
     asked = len(server.requests)
@@ -122,10 +157,14 @@ def test_the_commit_of_the_first_pull_is_asked_for_ever_after(server: FakeHub, t
     path.unlink()
     server.requests.clear()
     assert call(server, tmp_path, **source)["value"] == str(path)
-    assert any(COMMIT in request for request in server.requests) and not any("main" in request for request in server.requests)
+    assert any(COMMIT in request for request in server.requests) and not any(
+        "main" in request for request in server.requests
+    )
     path.resolve().unlink()
     path.unlink()
-    server.repos["org/single"]["m.safetensors"] = BIG[::-1]  # the same commit with other bytes: a broken or hostile mirror
+    server.repos["org/single"]["m.safetensors"] = BIG[
+        ::-1
+    ]  # the same commit with other bytes: a broken or hostile mirror
     found = call(server, tmp_path, **source)
     assert found["code"] == 5 and found["id"] == "model.sha256" and "never loaded" in str(found["error"])
 
@@ -152,7 +191,12 @@ def test_other_bytes_than_announced_are_refused(server: FakeHub, tmp_path: Path)
 
 
 def test_a_pinned_hash_is_compared(server: FakeHub, tmp_path: Path) -> None:
-    good = {"repo": "org/single", "file": "m.safetensors", "sha256": hashlib.sha256(BIG).hexdigest(), "size": len(BIG)}
+    good = {
+        "repo": "org/single",
+        "file": "m.safetensors",
+        "sha256": hashlib.sha256(BIG).hexdigest(),
+        "size": len(BIG),
+    }
     assert call(server, tmp_path / "a", **(good | {"sha256": "0" * 64}))["id"] == "model.sha256"
     assert "value" in call(server, tmp_path / "b", **good)
 
@@ -163,7 +207,10 @@ def test_gated_models_say_where_to_accept(server: FakeHub, tmp_path: Path) -> No
     source = {"repo": "org/single", "file": "m.safetensors"}
     found = call(server, tmp_path, **source)
     assert (found["code"], found["id"]) == (6, "network.gated")
-    assert found["error"] == f"model 'name' is gated (HTTP 401); accept its licence at {server.url}/org/single and set HF_TOKEN"
+    assert (
+        found["error"]
+        == f"model 'name' is gated (HTTP 401); accept its licence at {server.url}/org/single and set HF_TOKEN"
+    )
     assert "value" in call(server, tmp_path, env={"HF_TOKEN": SECRET}, **source)
 
 
@@ -196,13 +243,16 @@ def test_no_server_is_a_network_error(tmp_path: Path) -> None:
     assert found["code"] == 6 and "127.0.0.1:9" in str(found["error"])
 
 
-OFFLINE = """
+OFFLINE = (
+    """
 import sys, os
 def watch(event, arguments):
     if event.startswith("socket."):
         os._exit(99)
 sys.addaudithook(watch)
-""" + SCRIPT
+"""
+    + SCRIPT
+)
 
 
 def test_offline_touches_no_socket(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,10 +293,24 @@ def test_a_damaged_record_is_not_thrown_away(tmp_path: Path, monkeypatch: pytest
 
 
 def test_shards_of_one_variant() -> None:
-    names = [f"unet/diffusion_pytorch_model{v}-0000{i}-of-00002.safetensors" for v in ("", ".fp16") for i in (1, 2)]
-    known = [*names, "unet/config.json", "unet/diffusion_pytorch_model.safetensors.index.json", "unet/diffusion_pytorch_model.safetensors.index.fp16.json"]
-    assert choose_files(Source(repo="a/b"), known, "m") == ["unet/config.json", "unet/diffusion_pytorch_model.safetensors.index.json", *names[:2]]
-    halves = [item for item in known if item.endswith(".json") is False and ".fp16" in item] + ["unet/config.json", known[-1]]
+    names = [
+        f"unet/diffusion_pytorch_model{v}-0000{i}-of-00002.safetensors" for v in ("", ".fp16") for i in (1, 2)
+    ]
+    known = [
+        *names,
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+    ]
+    assert choose_files(Source(repo="a/b"), known, "m") == [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        *names[:2],
+    ]
+    halves = [item for item in known if item.endswith(".json") is False and ".fp16" in item] + [
+        "unet/config.json",
+        known[-1],
+    ]
     assert choose_files(Source(repo="a/b"), halves, "m") == ["unet/config.json", known[-1], *names[2:]]
 
 
@@ -257,9 +321,15 @@ def test_shards_of_one_variant() -> None:
         ("org/repo@v1.0", ("org/repo", "v1.0", None)),
         ("org/repo:a/b.safetensors", ("org/repo", None, "a/b.safetensors")),
         ("org/repo@refs/pr/1:m.ckpt", ("org/repo", "refs/pr/1", "m.ckpt")),
-        ("repo", None), ("a/b/c", None), ("../x", None), ("org/re po", None), ("/abs/path", None), ("org/repo:../x", None), ("-a/b", None),
+        ("repo", None),
+        ("a/b/c", None),
+        ("../x", None),
+        ("org/re po", None),
+        ("/abs/path", None),
+        ("org/repo:../x", None),
+        ("-a/b", None),
     ],
-)  # fmt: skip
+)
 def test_references(text: str, expected: tuple[str | None, ...] | None) -> None:
     found = parse_reference(text)
     assert (None if found is None else (found.repo, found.revision, found.file)) == expected
@@ -269,6 +339,9 @@ def test_processes_pull_at_once(server: FakeHub, tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(call, server, tmp_path, "pull", None, repo="org/single", file=name) for name in ("m.safetensors", "other.safetensors") * 2]
+        jobs = [
+            pool.submit(call, server, tmp_path, "pull", None, repo="org/single", file=name)
+            for name in ("m.safetensors", "other.safetensors") * 2
+        ]
         assert all("value" in job.result() for job in jobs)
     assert set(record(tmp_path)) == {"org/single:m.safetensors", "org/single:other.safetensors"}

@@ -1,4 +1,6 @@
-"""Every dialect of LoRA against the written formula, and against peft and diffusers, in float64; and proof that each comparison can fail."""
+"""Every dialect of LoRA against the written formula, and against peft and diffusers, in float64; and proof
+that each comparison can fail.
+"""
 
 import json
 import math
@@ -26,9 +28,23 @@ from ddgen.weights.arch import Arch
 from ddgen.weights.lora import Adapted, open_adapter
 
 SD1 = UNetConfig(
-    model_channels=32, channel_mult=(1, 2), num_res_blocks=1, heads=(2, 2), context_dim=24, down_depth=((1,), (1,)), up_depth=((1, 1), (1, 1))
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    heads=(2, 2),
+    context_dim=24,
+    down_depth=((1,), (1,)),
+    up_depth=((1, 1), (1, 1)),
 )
-SDXL = replace(SD1, context_dim=40, linear_projection=True, vector_dim=20 + 6 * 8, down_depth=((0,), (2,)), up_depth=((0, 0), (2, 2)), mid_depth=2)
+SDXL = replace(
+    SD1,
+    context_dim=40,
+    linear_projection=True,
+    vector_dim=20 + 6 * 8,
+    down_depth=((0,), (2,)),
+    up_depth=((0, 0), (2, 2)),
+    mid_depth=2,
+)
 CLIP = CLIPConfig(vocab_size=60, width=24, layers=2, heads=2, mlp=48)
 BIG = CLIPConfig(vocab_size=60, width=32, layers=2, heads=2, mlp=64, activation="gelu", projection_dim=20)
 ARCH1 = Arch("SD15", SD1, text=(TowerSpec(CLIP),))
@@ -47,7 +63,9 @@ class Model:
         self.modules: dict[str, nn.Module] = {"unet": redraw(UNet(arch.unet).to(dtype), 1)}
         for i, spec in enumerate(arch.text):
             self.modules[f"text.{i}"] = redraw(CLIPTextModel(spec.config).to(dtype), 2 + i)
-        self.before = {part: {n: p.detach().clone() for n, p in m.named_parameters()} for part, m in self.modules.items()}
+        self.before = {
+            part: {n: p.detach().clone() for n, p in m.named_parameters()} for part, m in self.modules.items()
+        }
         self.adapted = Adapted(self.modules, arch, lambda part, name: self.before[part][name], "small")
 
     def put(self, *files: tuple[Path, float]) -> list[str]:
@@ -63,7 +81,12 @@ class Model:
         return found
 
 
-def saved(tmp_path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, name: str = "l.safetensors") -> Path:
+def saved(
+    tmp_path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    name: str = "l.safetensors",
+) -> Path:
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / name, metadata)
     return tmp_path / name
 
@@ -85,19 +108,67 @@ PLAIN = 0.7 * (2.0 / 4) * (UP @ DOWN)
 
 # (the key's stem, the ending of the factors, has alpha)
 SPELLINGS = {
-    "kohya diffusers paths": ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", ".lora_down.weight", ".lora_up.weight"),
-    "kohya sgm paths": ("lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q", ".lora_down.weight", ".lora_up.weight"),
-    "old processors": ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora", ".down.weight", ".up.weight"),
-    "bare processors": ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora", ".down.weight", ".up.weight"),
-    "diffusers .lora": ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", ".lora.down.weight", ".lora.up.weight"),
-    "linear layer": ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-    "peft": ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", ".lora_A.weight", ".lora_B.weight"),
-    "raw peft": ("base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", ".lora_A.default.weight", ".lora_B.default.weight"),
-    "raw peft, named": ("base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", ".lora_A.my-style.weight", ".lora_B.my-style.weight"),
-    "comfy": ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", ".lora_A.weight", ".lora_B.weight"),
-    "comfy, kohya ends": ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", ".lora_down.weight", ".lora_up.weight"),
-    "lycoris": ("lycoris_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", ".lora_down.weight", ".lora_up.weight"),
-}  # fmt: skip
+    "kohya diffusers paths": (
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
+        ".lora_down.weight",
+        ".lora_up.weight",
+    ),
+    "kohya sgm paths": (
+        "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q",
+        ".lora_down.weight",
+        ".lora_up.weight",
+    ),
+    "old processors": (
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora",
+        ".down.weight",
+        ".up.weight",
+    ),
+    "bare processors": (
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora",
+        ".down.weight",
+        ".up.weight",
+    ),
+    "diffusers .lora": (
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        ".lora.down.weight",
+        ".lora.up.weight",
+    ),
+    "linear layer": (
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        ".lora_linear_layer.down.weight",
+        ".lora_linear_layer.up.weight",
+    ),
+    "peft": (
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        ".lora_A.weight",
+        ".lora_B.weight",
+    ),
+    "raw peft": (
+        "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        ".lora_A.default.weight",
+        ".lora_B.default.weight",
+    ),
+    "raw peft, named": (
+        "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        ".lora_A.my-style.weight",
+        ".lora_B.my-style.weight",
+    ),
+    "comfy": (
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+        ".lora_A.weight",
+        ".lora_B.weight",
+    ),
+    "comfy, kohya ends": (
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+        ".lora_down.weight",
+        ".lora_up.weight",
+    ),
+    "lycoris": (
+        "lycoris_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
+        ".lora_down.weight",
+        ".lora_up.weight",
+    ),
+}
 
 
 @pytest.mark.parametrize("alpha", [True, False])
@@ -129,7 +200,22 @@ def test_text_towers(arch: Arch, stem: str, part: str, tmp_path: Path) -> None:
     width = 24 if part == "text.0" else 32
     up, down = draw(width, 3, seed=1), draw(3, width, seed=2)
     model = Model(arch)
-    assert model.put((saved(tmp_path, {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(6.0)}), -1.0)) == []
+    assert (
+        model.put(
+            (
+                saved(
+                    tmp_path,
+                    {
+                        f"{stem}.lora_down.weight": down,
+                        f"{stem}.lora_up.weight": up,
+                        f"{stem}.alpha": torch.tensor(6.0),
+                    },
+                ),
+                -1.0,
+            )
+        )
+        == []
+    )
     only(model, f"{part}:encoder.layers.1.self_attn.q_proj.weight", -2.0 * up @ down)
 
 
@@ -138,7 +224,10 @@ def test_text_projection_and_mlp(tmp_path: Path) -> None:
     stems = {"lora_te2_text_projection": (20, 32), "lora_te1_text_model_encoder_layers_0_mlp_fc1": (48, 24)}
     tensors = {}
     for stem, (out, inner) in stems.items():
-        tensors |= {f"{stem}.lora_down.weight": draw(2, inner, seed=5), f"{stem}.lora_up.weight": draw(out, 2, seed=6)}
+        tensors |= {
+            f"{stem}.lora_down.weight": draw(2, inner, seed=5),
+            f"{stem}.lora_up.weight": draw(out, 2, seed=6),
+        }
     assert model.put((saved(tmp_path, tensors), 1.0)) == []
     assert set(model.changes()) == {"text.1:text_projection.weight", "text.0:encoder.layers.0.mlp.fc1.weight"}
 
@@ -157,7 +246,7 @@ def kron(one: Tensor, two: Tensor) -> Tensor:
 
 
 def kinds() -> dict[str, tuple[dict[str, Tensor], Callable[[Tensor], Tensor], str]]:
-    """Return file contents, W -> W' by the formula with the user's weight 0.7, and the module, of every kind."""
+    """Return of every kind the file's contents, W -> W' by the formula with a weight of 0.7, and the module."""
     m = 0.7
     out: dict[str, tuple[dict[str, Tensor], Callable[[Tensor], Tensor], str]] = {}
     up, down, mid = a(32, 4), a(4, 32, seed=1), a(4, 4, 3, 3, seed=2)
@@ -168,38 +257,71 @@ def kinds() -> dict[str, tuple[dict[str, Tensor], Callable[[Tensor], Tensor], st
         for x in range(3):
             by_hand[:, :, y, x] = conv_up[:, :, 0, 0] @ conv_down[:, :, y, x]
             tucker[:, :, y, x] = up @ mid[:, :, y, x] @ down
-    out["locon"] = ({"lora_down.weight": conv_down, "lora_up.weight": conv_up, "alpha": torch.tensor(1.0)}, lambda w: w + m / 4 * by_hand, STEM_CONV)
+    out["locon"] = (
+        {"lora_down.weight": conv_down, "lora_up.weight": conv_up, "alpha": torch.tensor(1.0)},
+        lambda w: w + m / 4 * by_hand,
+        STEM_CONV,
+    )
     out["locon mid"] = (
-        {"lora_down.weight": down[:, :, None, None], "lora_up.weight": up[:, :, None, None], "lora_mid.weight": mid},
-        lambda w: w + m * tucker, STEM_CONV,
-    )  # fmt: skip
+        {
+            "lora_down.weight": down[:, :, None, None],
+            "lora_up.weight": up[:, :, None, None],
+            "lora_mid.weight": mid,
+        },
+        lambda w: w + m * tucker,
+        STEM_CONV,
+    )
     out["squeezed"] = (
-        {"lora_down.weight": down[:, :, None, None], "lora_up.weight": up[:, :, None, None], "alpha": torch.tensor(8.0)},
-        lambda w: w + m * 2 * up @ down, STEM,
-    )  # fmt: skip
+        {
+            "lora_down.weight": down[:, :, None, None],
+            "lora_up.weight": up[:, :, None, None],
+            "alpha": torch.tensor(8.0),
+        },
+        lambda w: w + m * 2 * up @ down,
+        STEM,
+    )
     w1a, w1b, w2a, w2b = a(32, 4, seed=5), a(4, 32, seed=6), a(32, 4, seed=7), a(4, 32, seed=8)
-    hada = {"hada_w1_a": w1a, "hada_w1_b": w1b, "hada_w2_a": w2a, "hada_w2_b": w2b, "alpha": torch.tensor(2.0)}
+    hada = {
+        "hada_w1_a": w1a,
+        "hada_w1_b": w1b,
+        "hada_w2_a": w2a,
+        "hada_w2_b": w2b,
+        "alpha": torch.tensor(2.0),
+    }
     out["loha"] = (hada, lambda w: w + m * 0.5 * (w1a @ w1b) * (w2a @ w2b), STEM)
     flat = {"hada_w1_b": a(4, 288, seed=9), "hada_w2_b": a(4, 288, seed=10)}
     out["loha conv"] = (
-        hada | flat, lambda w: w + m * 0.5 * ((w1a @ flat["hada_w1_b"]) * (w2a @ flat["hada_w2_b"])).reshape(32, 32, 3, 3), STEM_CONV
-    )  # fmt: skip
+        hada | flat,
+        lambda w: w + m * 0.5 * ((w1a @ flat["hada_w1_b"]) * (w2a @ flat["hada_w2_b"])).reshape(32, 32, 3, 3),
+        STEM_CONV,
+    )
     t1, t2 = a(4, 4, 3, 3, seed=11), a(4, 4, 3, 3, seed=12)
     both = torch.zeros(32, 32, 3, 3, dtype=torch.float64)
     for y in range(3):
         for x in range(3):
             both[:, :, y, x] = (w1a @ t1[:, :, y, x] @ w1b) * (w2a @ t2[:, :, y, x] @ w2b)
-    out["loha tucker"] = (hada | {"hada_w1_a": w1a.mT, "hada_w2_a": w2a.mT, "hada_t1": t1, "hada_t2": t2}, lambda w: w + m * 0.5 * both, STEM_CONV)
+    out["loha tucker"] = (
+        hada | {"hada_w1_a": w1a.mT, "hada_w2_a": w2a.mT, "hada_t1": t1, "hada_t2": t2},
+        lambda w: w + m * 0.5 * both,
+        STEM_CONV,
+    )
     one, two = a(4, 8, seed=13), a(8, 4, seed=14)
-    out["lokr full"] = ({"lokr_w1": one, "lokr_w2": two, "alpha": torch.tensor(3.0)}, lambda w: w + m * kron(one, two), STEM)
+    out["lokr full"] = (
+        {"lokr_w1": one, "lokr_w2": two, "alpha": torch.tensor(3.0)},
+        lambda w: w + m * kron(one, two),
+        STEM,
+    )
     k2a, k2b, k1a, k1b = a(8, 2, seed=15), a(2, 4, seed=16), a(4, 2, seed=17), a(2, 8, seed=18)
     out["lokr w2 factored"] = (
-        {"lokr_w1": one, "lokr_w2_a": k2a, "lokr_w2_b": k2b, "alpha": torch.tensor(3.0)}, lambda w: w + m * 1.5 * kron(one, k2a @ k2b), STEM
-    )  # fmt: skip
+        {"lokr_w1": one, "lokr_w2_a": k2a, "lokr_w2_b": k2b, "alpha": torch.tensor(3.0)},
+        lambda w: w + m * 1.5 * kron(one, k2a @ k2b),
+        STEM,
+    )
     out["lokr both factored"] = (
         {"lokr_w1_a": k1a, "lokr_w1_b": k1b, "lokr_w2_a": k2a, "lokr_w2_b": k2b, "alpha": torch.tensor(1.0)},
-        lambda w: w + m * 0.5 * kron(k1a @ k1b, k2a @ k2b), STEM,
-    )  # fmt: skip
+        lambda w: w + m * 0.5 * kron(k1a @ k1b, k2a @ k2b),
+        STEM,
+    )
     conv2 = a(8, 4, 3, 3, seed=19)
     whole = torch.zeros(32, 32, 3, 3, dtype=torch.float64)
     core = a(2, 2, 3, 3, seed=20)
@@ -210,21 +332,38 @@ def kinds() -> dict[str, tuple[dict[str, Tensor], Callable[[Tensor], Tensor], st
             tucked[:, :, y, x] = kron(one, k2a @ core[:, :, y, x] @ k2b)
     out["lokr conv"] = ({"lokr_w1": one, "lokr_w2": conv2}, lambda w: w + m * whole, STEM_CONV)
     out["lokr tucker"] = (
-        {"lokr_w1": one, "lokr_w2_a": k2a.mT, "lokr_w2_b": k2b, "lokr_t2": core, "alpha": torch.tensor(2.0)}, lambda w: w + m * tucked, STEM_CONV
-    )  # fmt: skip
+        {"lokr_w1": one, "lokr_w2_a": k2a.mT, "lokr_w2_b": k2b, "lokr_t2": core, "alpha": torch.tensor(2.0)},
+        lambda w: w + m * tucked,
+        STEM_CONV,
+    )
     flat2 = a(2, 36, seed=21)
-    spread = torch.stack([kron(one, (k2a @ flat2).reshape(8, 4, 9)[:, :, i]) for i in range(9)], dim=-1).reshape(32, 32, 3, 3)
+    spread = torch.stack(
+        [kron(one, (k2a @ flat2).reshape(8, 4, 9)[:, :, i]) for i in range(9)], dim=-1
+    ).reshape(32, 32, 3, 3)
     out["lokr conv factored"] = (
-        {"lokr_w1": one, "lokr_w2_a": k2a, "lokr_w2_b": flat2.reshape(2, 4, 3, 3), "alpha": torch.tensor(2.0)}, lambda w: w + m * spread, STEM_CONV
-    )  # fmt: skip
+        {
+            "lokr_w1": one,
+            "lokr_w2_a": k2a,
+            "lokr_w2_b": flat2.reshape(2, 4, 3, 3),
+            "alpha": torch.tensor(2.0),
+        },
+        lambda w: w + m * spread,
+        STEM_CONV,
+    )
     out["full"] = ({"diff": a(32, 32, seed=22)}, lambda w: w + m * a(32, 32, seed=22), STEM)
     out["set"] = ({"set_weight": a(32, 32, seed=22)}, lambda w: 0.3 * w + m * a(32, 32, seed=22), STEM)
     out["scalar"] = (
-        {"lora_down.weight": down, "lora_up.weight": up, "scalar": torch.tensor(0.25)}, lambda w: w + m * 0.25 * up @ down, STEM
-    )  # fmt: skip
+        {"lora_down.weight": down, "lora_up.weight": up, "scalar": torch.tensor(0.25)},
+        lambda w: w + m * 0.25 * up @ down,
+        STEM,
+    )
     ia3 = a(32, seed=23)
     out["ia3 in"] = ({"weight": ia3, "on_input": torch.tensor(True)}, lambda w: w * (1 + m * ia3), STEM)
-    out["ia3 out"] = ({"weight": ia3, "on_input": torch.tensor(False)}, lambda w: w * (1 + m * ia3[:, None]), STEM)
+    out["ia3 out"] = (
+        {"weight": ia3, "on_input": torch.tensor(False)},
+        lambda w: w * (1 + m * ia3[:, None]),
+        STEM,
+    )
     g = {"a1": a(4, 32, seed=24), "a2": a(32, 4, seed=25), "b1": a(4, 32, seed=26), "b2": a(32, 4, seed=27)}
     stored = {f"{key}.weight": value for key, value in g.items()} | {"alpha": torch.tensor(2.0)}
     out["glora old"] = (stored, lambda w: w + m * 0.5 * (g["b2"] @ g["b1"] + w @ g["a2"] @ g["a1"]), STEM)
@@ -237,17 +376,23 @@ def kinds() -> dict[str, tuple[dict[str, Tensor], Callable[[Tensor], Tensor], st
         q = skew - skew.mT
         if bound is not None:
             q = q * min(1.0, bound * 32 / float(q.norm()))
-        r = torch.linalg.solve(torch.eye(8, dtype=torch.float64) - q, torch.eye(8, dtype=torch.float64) + q)  # the factors commute
+        r = torch.linalg.solve(
+            torch.eye(8, dtype=torch.float64) - q, torch.eye(8, dtype=torch.float64) + q
+        )  # the factors commute
         turned = torch.cat([r[i].mT @ w[8 * i : 8 * i + 8].flatten(1) for i in range(4)]).reshape(w.shape)
         return w + m * (turned - w)
 
     out["oft"] = ({"oft_blocks": skew, "alpha": torch.tensor(0.0)}, rotate, STEM)
     out["coft"] = ({"oft_blocks": skew, "alpha": torch.tensor(0.001)}, lambda w: rotate(w, 0.001), STEM)
     out["oft conv"] = ({"oft_blocks": skew}, rotate, STEM_CONV)
-    for name, (tensors, new, stem) in {key: out[key] for key in ("squeezed", "loha", "lokr both factored", "locon")}.items():
+    for name, (tensors, new, stem) in {
+        key: out[key] for key in ("squeezed", "loha", "lokr both factored", "locon")
+    }.items():
         rows, columns = a(32, seed=30).abs() + 1, a(32, seed=31).abs() + 1
 
-        def dora(w: Tensor, new: Callable[[Tensor], Tensor] = new, axis: int = 0, scale: Tensor = rows) -> Tensor:
+        def dora(
+            w: Tensor, new: Callable[[Tensor], Tensor] = new, axis: int = 0, scale: Tensor = rows
+        ) -> Tensor:
             v = (new(w) - w) / m + w
             flat = v.transpose(0, axis).flatten(1)
             flat = scale[:, None] * flat / flat.norm(dim=1, keepdim=True)
@@ -257,8 +402,10 @@ def kinds() -> dict[str, tuple[dict[str, Tensor], Callable[[Tensor], Tensor], st
         ones = (1,) * (2 if stem != STEM_CONV and name != "locon" else 4)
         out[f"dora rows, {name}"] = (tensors | {"dora_scale": rows.reshape(32, *ones[1:])}, dora, stem)
         out[f"dora columns, {name}"] = (
-            tensors | {"dora_scale": columns.reshape(1, 32, *ones[2:])}, lambda w, dora=dora, s=columns: dora(w, axis=1, scale=s), stem
-        )  # fmt: skip
+            tensors | {"dora_scale": columns.reshape(1, 32, *ones[2:])},
+            lambda w, dora=dora, s=columns: dora(w, axis=1, scale=s),
+            stem,
+        )
     return out
 
 
@@ -290,19 +437,35 @@ def test_weight_zero_changes_nothing_and_removal_is_exact(kind: str, tmp_path: P
 
 def test_norms_and_biases(tmp_path: Path) -> None:
     norm = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_norm1"
-    tensors = {f"{norm}.w_norm": a(32), f"{norm}.b_norm": a(32, seed=1), f"{STEM_CONV}.diff": a(32, 32, 3, 3), f"{STEM_CONV}.diff_b": a(32)}
+    tensors = {
+        f"{norm}.w_norm": a(32),
+        f"{norm}.b_norm": a(32, seed=1),
+        f"{STEM_CONV}.diff": a(32, 32, 3, 3),
+        f"{STEM_CONV}.diff_b": a(32),
+    }
     model = Model()
     assert model.put((saved(tmp_path, tensors), 0.5)) == []
     changes = model.changes()
     place = "unet:input_blocks.1.1.transformer_blocks.0.norm1"
-    expected = {f"{place}.weight": a(32), f"{place}.bias": a(32, seed=1), f"unet:{CONV}.weight": a(32, 32, 3, 3), f"unet:{CONV}.bias": a(32)}
+    expected = {
+        f"{place}.weight": a(32),
+        f"{place}.bias": a(32, seed=1),
+        f"unet:{CONV}.weight": a(32, 32, 3, 3),
+        f"unet:{CONV}.bias": a(32),
+    }
     assert set(changes) == set(expected)
     assert all((changes[key] - 0.5 * expected[key]).abs().max() < CLOSE for key in expected)
 
 
 def test_more_input_channels_than_the_adapter_knew(tmp_path: Path) -> None:
     model = Model(replace(ARCH1, unet=replace(SD1, in_channels=9)))
-    path = saved(tmp_path, {f"{STEM_ENTRY}.lora_down.weight": a(4, 4, 3, 3), f"{STEM_ENTRY}.lora_up.weight": a(32, 4, 1, 1, seed=1)})
+    path = saved(
+        tmp_path,
+        {
+            f"{STEM_ENTRY}.lora_down.weight": a(4, 4, 3, 3),
+            f"{STEM_ENTRY}.lora_up.weight": a(32, 4, 1, 1, seed=1),
+        },
+    )
     assert model.put((path, 1.0)) == []
     change = model.changes()[f"unet:{ENTRY}.weight"]
     product = (a(32, 4, seed=1) @ a(4, 4, 3, 3).flatten(1)).reshape(32, 4, 3, 3)
@@ -311,7 +474,9 @@ def test_more_input_channels_than_the_adapter_knew(tmp_path: Path) -> None:
 
 def test_several_at_once_in_any_order_and_one_taken_off(tmp_path: Path) -> None:
     first = saved(tmp_path, {f"{STEM}.lora_down.weight": DOWN, f"{STEM}.lora_up.weight": UP})
-    second = saved(tmp_path, {f"{STEM}.diff": a(32, 32), f"{STEM_CONV}.diff": a(32, 32, 3, 3)}, name="m.safetensors")
+    second = saved(
+        tmp_path, {f"{STEM}.diff": a(32, 32), f"{STEM_CONV}.diff": a(32, 32, 3, 3)}, name="m.safetensors"
+    )
     model = Model()
     model.put((first, 0.5), (second, 2.0))
     both = model.changes()
@@ -331,20 +496,34 @@ def their_unet(arch: Arch, network: nn.Module) -> UNet2DConditionModel:
     """Return diffusers' U-Net with the same weights."""
     config = arch.unet
     kinds = ["CrossAttn" if depth[-1] else "" for depth in config.down_depth]
-    options: dict[str, object] = {"transformer_layers_per_block": [max(1, depth[-1]) for depth in config.down_depth]}
+    options: dict[str, object] = {
+        "transformer_layers_per_block": [max(1, depth[-1]) for depth in config.down_depth]
+    }
     if config.vector_dim:
-        options |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": config.vector_dim}
+        options |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": config.vector_dim,
+        }
     theirs = UNet2DConditionModel(
-        block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=config.context_dim, attention_head_dim=2, norm_num_groups=32,
-        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds), up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        use_linear_projection=config.linear_projection, **options,
-    ).double()  # fmt: skip
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=config.context_dim,
+        attention_head_dim=2,
+        norm_num_groups=32,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        use_linear_projection=config.linear_projection,
+        **options,
+    ).double()
     theirs.load_state_dict(unet_state(network, config))
     return theirs
 
 
 def compare(model: Model, theirs: nn.Module, at_least: int) -> float:
-    """Return the largest difference between all our U-Net's weights and the referee's, which must have changed."""
+    """Return the largest difference between all our U-Net's weights and the referee's, which must have
+    changed.
+    """
     state = unet_state(model.modules["unet"], model.arch.unet)
     referee = theirs.state_dict()
     assert set(state) == set(referee)
@@ -359,16 +538,37 @@ def randomise(module: nn.Module) -> None:
             parameter.data = draw(*parameter.shape, seed=i) / 3 + (1.5 if "magnitude" in name else 0.0)
 
 
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "time_emb_proj", "conv_shortcut"]
+TARGETS = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+    "time_emb_proj",
+    "conv_shortcut",
+]
 PEFT_CONFIGS = {
     "lora": peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS),
     "rank-stabilised": peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, use_rslora=True),
-    "patterns": peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, rank_pattern={"to_k": 2}, alpha_pattern={"to_q": 3, "conv1": 2}),
+    "patterns": peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=TARGETS,
+        rank_pattern={"to_k": 2},
+        alpha_pattern={"to_q": 3, "conv1": 2},
+    ),
     "dora": peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, use_dora=True),
     "loha": peft.LoHaConfig(r=4, alpha=6, target_modules=TARGETS),
     "loha tucker": peft.LoHaConfig(r=4, alpha=6, target_modules=TARGETS, use_effective_conv2d=True),
     "lokr": peft.LoKrConfig(r=2, alpha=6, target_modules=TARGETS),
-    "lokr tucker": peft.LoKrConfig(r=2, alpha=6, target_modules=TARGETS, use_effective_conv2d=True, decompose_both=True),
+    "lokr tucker": peft.LoKrConfig(
+        r=2, alpha=6, target_modules=TARGETS, use_effective_conv2d=True, decompose_both=True
+    ),
 }
 
 
@@ -405,10 +605,17 @@ def kohya(arch: Arch, *, sgm: bool) -> dict[str, Tensor]:
     """Return a kohya LoRA for all attention and convolution modules of a U-Net, named by either paths."""
     tensors = {}
     places = dict(unet_places(arch.unet))
-    resnet = {"in_layers.2": "conv1", "out_layers.3": "conv2", "emb_layers.1": "time_emb_proj", "skip_connection": "conv_shortcut"}
+    resnet = {
+        "in_layers.2": "conv1",
+        "out_layers.3": "conv2",
+        "emb_layers.1": "time_emb_proj",
+        "skip_connection": "conv_shortcut",
+    }
     network = UNet(arch.unet)
     for i, (name, module) in enumerate(network.named_modules()):
-        if not isinstance(module, nn.Linear | nn.Conv2d) or name.startswith(("out.", "time_embed", "label_emb", "input_blocks.0.")):
+        if not isinstance(module, nn.Linear | nn.Conv2d) or name.startswith(
+            ("out.", "time_embed", "label_emb", "input_blocks.0.")
+        ):
             continue
         prefix = max((p for p in places if name == p or name.startswith(p + ".")), key=len)
         rest = name.removeprefix(prefix).removeprefix(".")
@@ -416,12 +623,16 @@ def kohya(arch: Arch, *, sgm: bool) -> dict[str, Tensor]:
         stem = "lora_unet_" + path.replace(".", "_")
         weight = module.weight
         tensors[f"{stem}.lora_down.weight"] = draw(4, *weight.shape[1:], seed=i) / 3
-        tensors[f"{stem}.lora_up.weight"] = draw(weight.shape[0], 4, *(1,) * (weight.ndim - 2), seed=1000 + i) / 3
+        tensors[f"{stem}.lora_up.weight"] = (
+            draw(weight.shape[0], 4, *(1,) * (weight.ndim - 2), seed=1000 + i) / 3
+        )
         tensors[f"{stem}.alpha"] = torch.tensor(2.0)
     return tensors
 
 
-@pytest.mark.parametrize(("arch", "sgm"), [(ARCH1, False), (ARCHXL, False), (ARCHXL, True)], ids=["sd1", "sdxl", "sdxl sgm"])
+@pytest.mark.parametrize(
+    ("arch", "sgm"), [(ARCH1, False), (ARCHXL, False), (ARCHXL, True)], ids=["sd1", "sdxl", "sdxl sgm"]
+)
 def test_kohya_files_equal_what_diffusers_makes_of_them(arch: Arch, sgm: bool, tmp_path: Path) -> None:
     model = Model(arch)
     path = saved(tmp_path, kohya(arch, sgm=sgm))
@@ -445,9 +656,20 @@ def test_the_comparison_with_diffusers_can_fail(tmp_path: Path, monkeypatch: pyt
     scale, lora = lora_maths.scale_of, lora_maths._lora
     broken("scale_of", lambda roles, weight: 1.0)
     broken("scale_of", lambda roles, weight: scale(roles, weight) * (1 + 1e-6))
-    broken("_lora", lambda roles: lora(roles).transpose(0, 1) if roles["down"].shape[1] == roles["up"].shape[0] else lora(roles))
+    broken(
+        "_lora",
+        lambda roles: (
+            lora(roles).transpose(0, 1) if roles["down"].shape[1] == roles["up"].shape[0] else lora(roles)
+        ),
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(lora_maths, "_along", lambda values, weight, axis: values.reshape([-1 if d == 1 - axis else 1 for d in range(weight.ndim)]))
+        patch.setattr(
+            lora_maths,
+            "_along",
+            lambda values, weight, axis: values.reshape(
+                [-1 if d == 1 - axis else 1 for d in range(weight.ndim)]
+            ),
+        )
         with pytest.raises((AssertionError, RuntimeError)):
             test_every_kind_is_its_formula("dora rows, squeezed", tmp_path)
 
@@ -463,17 +685,29 @@ def refusal(model: Model, path: Path, weight: float = 1.0) -> ModelError:
 
 
 def lora(stem: str, rank: int = 4, inner: int = 32, out: int = 32) -> dict[str, Tensor]:
-    return {f"{stem}.lora_down.weight": torch.zeros(rank, inner), f"{stem}.lora_up.weight": torch.zeros(out, rank)}
+    return {
+        f"{stem}.lora_down.weight": torch.zeros(rank, inner),
+        f"{stem}.lora_up.weight": torch.zeros(out, rank),
+    }
 
 
 def test_another_family_is_named(tmp_path: Path) -> None:
-    foreign = saved(tmp_path, lora("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", inner=2048, out=640))
+    foreign = saved(
+        tmp_path, lora("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", inner=2048, out=640)
+    )
     found = refusal(Model(), foreign)
-    assert str(found) == "LoRA 'l.safetensors': none of its 2 keys fit model 'small' (looks like SDXL); choose an SDXL model"
+    assert (
+        str(found)
+        == "LoRA 'l.safetensors': none of its 2 keys fit model 'small' (looks like SDXL); choose an SDXL model"
+    )
     towers = saved(tmp_path, lora("lora_te2_text_model_encoder_layers_31_mlp_fc1"))
     assert "(looks like SDXL)" in str(refusal(Model(), towers))
-    narrow = saved(tmp_path, lora("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", inner=1024))
-    assert "changes a weight of 32x1024, the model has 32x24 (looks like SD 2.x)" in str(refusal(Model(), narrow))
+    narrow = saved(
+        tmp_path, lora("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", inner=1024)
+    )
+    assert "changes a weight of 32x1024, the model has 32x24 (looks like SD 2.x)" in str(
+        refusal(Model(), narrow)
+    )
 
 
 def test_an_unfit_second_adapter_takes_the_first_off_too(tmp_path: Path) -> None:
@@ -486,7 +720,14 @@ def test_an_unfit_second_adapter_takes_the_first_off_too(tmp_path: Path) -> None
 
 
 def test_keys_that_fit_nothing_are_named(tmp_path: Path) -> None:
-    tensors = lora(STEM) | lora("lora_unet_no_such_module") | {"bundle_emb.cat.string_to_param.*": torch.zeros(3), f"{STEM_CONV}.lora_down.weight": torch.zeros(4, 32)}
+    tensors = (
+        lora(STEM)
+        | lora("lora_unet_no_such_module")
+        | {
+            "bundle_emb.cat.string_to_param.*": torch.zeros(3),
+            f"{STEM_CONV}.lora_down.weight": torch.zeros(4, 32),
+        }
+    )
     (note,) = Model().put((saved(tmp_path, tensors), 1.0))
     assert note.startswith("LoRA 'l.safetensors': 3 of 4 entries fit nothing in model 'small'")
     assert all(name in note for name in ("lora_unet_no_such_module", "bundle_emb.cat", f"{STEM_CONV} (down)"))
@@ -494,7 +735,9 @@ def test_keys_that_fit_nothing_are_named(tmp_path: Path) -> None:
 
 def test_limits(tmp_path: Path) -> None:
     model = Model()
-    assert "rank 4096 is over the limit of 1024; resize it to 1024 or less" in str(refusal(model, saved(tmp_path, lora(STEM, rank=4096))))
+    assert "rank 4096 is over the limit of 1024; resize it to 1024 or less" in str(
+        refusal(model, saved(tmp_path, lora(STEM, rank=4096)))
+    )
     wild = saved(tmp_path, lora(STEM) | {f"{STEM}.alpha": torch.tensor(64.0)})
     assert "over the limit of 10" in str(refusal(model, wild))
     for value in (math.nan, math.inf):
@@ -522,14 +765,18 @@ def test_factors_that_do_not_fit_each_other(tmp_path: Path) -> None:
     }.items():
         path = saved(tmp_path, {f"{STEM}.{key}": value for key, value in tensors.items()})
         found = str(refusal(model, path))
-        assert "'l.safetensors'" in found and ("a bias that the model does not have" in found) == (kind == "bias")
+        assert "'l.safetensors'" in found and ("a bias that the model does not have" in found) == (
+            kind == "bias"
+        )
 
 
 def test_settings_in_metadata_must_be_json(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not JSON"):
         open_adapter(saved(tmp_path, lora(STEM), {"lora_adapter_metadata": "{"}))
     endless = {"unet.lora_alpha": 4, "unet.alpha_pattern": {"(a+)+$": 3}}
-    adapter = open_adapter(saved(tmp_path, lora("unet." + "a" * 60), {"lora_adapter_metadata": json.dumps(endless)}))
+    adapter = open_adapter(
+        saved(tmp_path, lora("unet." + "a" * 60), {"lora_adapter_metadata": json.dumps(endless)})
+    )
     assert float(adapter.groups["unet." + "a" * 60]["alpha"]) == 4
 
 
@@ -538,7 +785,11 @@ def test_no_two_modules_share_a_spelling() -> None:
         model = Model(arch)
         seen: dict[str, lora_names.Place] = {}
         for part, module in model.modules.items():
-            own = [name for name, child in module.named_modules() if isinstance(getattr(child, "weight", None), Tensor)]
+            own = [
+                name
+                for name, child in module.named_modules()
+                if isinstance(getattr(child, "weight", None), Tensor)
+            ]
             pairs = (
                 lora_names.unet_spellings(own, arch.unet)
                 if part == "unet"

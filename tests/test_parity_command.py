@@ -1,4 +1,6 @@
-"""The installed command against diffusers' pipeline on the same weights: same seed, same noise, same picture within 2/255."""
+"""The installed command against diffusers' pipeline on the same weights: same seed, same noise, same picture
+within 2/255.
+"""
 
 import json
 import os
@@ -21,22 +23,41 @@ from ddgen.weights.arch import Arch
 from ddgen.weights.checkpoint import save_tensors, spec_metadata
 from ddgen.weights.spec import Defaults, Spec
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array_:DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 
 UNET = UNetConfig(
-    model_channels=32, channel_mult=(1, 2), num_res_blocks=1, heads=(2, 2), context_dim=32, down_depth=((1,), (1,)), up_depth=((1, 1), (1, 1))
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    heads=(2, 2),
+    context_dim=32,
+    down_depth=((1,), (1,)),
+    up_depth=((1, 1), (1, 1)),
 )
 KL = KLConfig(model_channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
 ARCH = Arch("custom", UNET, KL, (TowerSpec(CLIPConfig(width=32, layers=2, heads=2, mlp=64)),))
 SPEC = Spec("small", ARCH, defaults=Defaults(64, 64, 8, 5.0, 0.0, "euler", "leading"))
-PREFIXES = {"unet": "model.diffusion_model.", "first_stage": "first_stage_model.", "text.0": "cond_stage_model.transformer.text_model."}
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "first_stage": "first_stage_model.",
+    "text.0": "cond_stage_model.transformer.text_model.",
+}
 STEM = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v"
 COMMAND = str(Path(sys.executable).with_name("ddgen"))
 
 
 def ddgen(folder: Path, *arguments: str) -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("DDGEN_")}
-    done = subprocess.run([COMMAND, *arguments], cwd=folder, env=clean | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [COMMAND, *arguments],
+        cwd=folder,
+        env=clean | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -49,14 +70,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors |= {PREFIXES[part] + name: tensor for name, tensor in redraw(module, i).state_dict().items()}
     save_tensors(place / "small.safetensors", tensors, spec_metadata(SPEC))
     generator = torch.Generator().manual_seed(1)
-    factors = {f"{STEM}.lora_A.weight": torch.randn(4, 32, generator=generator), f"{STEM}.lora_B.weight": torch.randn(32, 4, generator=generator)}
+    factors = {
+        f"{STEM}.lora_A.weight": torch.randn(4, 32, generator=generator),
+        f"{STEM}.lora_B.weight": torch.randn(32, 4, generator=generator),
+    }
     save_file(factors, place / "ink.safetensors")
     ddgen(place, "models", "convert", "small.safetensors", "folder")
     return place
 
 
 def theirs(place: Path, *, lora: float | None = None, clip_skip: int | None = None) -> np.ndarray:
-    pipeline = StableDiffusionPipeline.from_pretrained(place / "folder", safety_checker=None, requires_safety_checker=False)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        place / "folder", safety_checker=None, requires_safety_checker=False
+    )
     settings = {**pipeline.scheduler.config, "timestep_spacing": "leading", "steps_offset": 1}
     pipeline.scheduler = EulerDiscreteScheduler.from_config(settings)
     pipeline.set_progress_bar_config(disable=True)
@@ -67,8 +93,13 @@ def theirs(place: Path, *, lora: float | None = None, clip_skip: int | None = No
     if clip_skip is not None:  # diffusers' own option does not know the present transformers
         words = {key + "_embeds": skipped(pipeline, str(text), clip_skip) for key, text in words.items()}
     image = pipeline(
-        **words, height=64, width=64, num_inference_steps=8, guidance_scale=5.0, generator=torch.Generator().manual_seed(7)
-    ).images[0]  # fmt: skip
+        **words,
+        height=64,
+        width=64,
+        num_inference_steps=8,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
     return np.asarray(image).astype(int)
 
 
@@ -80,7 +111,21 @@ def skipped(pipeline: StableDiffusionPipeline, text: str, clip_skip: int) -> tor
 
 
 def ours(place: Path, *arguments: str) -> np.ndarray:
-    ddgen(place, "sample", "a red cat", "-N", "blurry", "--model", "small.safetensors", "--seed", "7", "--force", "-o", "cat.png", *arguments)
+    ddgen(
+        place,
+        "sample",
+        "a red cat",
+        "-N",
+        "blurry",
+        "--model",
+        "small.safetensors",
+        "--seed",
+        "7",
+        "--force",
+        "-o",
+        "cat.png",
+        *arguments,
+    )
     return np.asarray(Image.open(place / "cat.png").convert("RGB")).astype(int)
 
 
@@ -104,13 +149,21 @@ def test_the_same_picture_with_clip_skip(folder: Path) -> None:
 
 
 def test_a_pickled_copy_is_read_like_the_file(folder: Path) -> None:
-    torch.save({"state_dict": load_file(folder / "small.safetensors"), "global_step": 3}, folder / "small.ckpt")
+    torch.save(
+        {"state_dict": load_file(folder / "small.safetensors"), "global_step": 3}, folder / "small.ckpt"
+    )
     told = [inspected(folder, name) for name in ("small.safetensors", "small.ckpt")]
     assert told[0]["parameters"] == told[1]["parameters"] > 0
     assert told[0]["parts"] == told[1]["parts"]
 
 
 def inspected(folder: Path, name: str) -> dict[str, object]:
-    done = subprocess.run([COMMAND, "models", "inspect", name, "--json"], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [COMMAND, "models", "inspect", name, "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -1,7 +1,10 @@
-"""Whole pictures against diffusers' pipelines, in float64: prompts to conditioning, ten guided steps, decoding; small networks, random weights.
+"""Whole pictures against diffusers' pipelines, in float64: prompts to conditioning, ten guided steps,
+decoding; small networks, random weights.
 
-What the road has beside its stations is what is tested here: tokens and padding, which hidden states, two towers, pooled text and size
-numbers, the unconditional side, the start of the noise, scale factors. MUTATIONS shows that each of them is seen.
+What the road has beside its stations is what is tested here: tokens and padding, which hidden states, two
+towers, pooled text and size
+numbers, the unconditional side, the start of the noise, scale factors. MUTATIONS shows that each of them is
+seen.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL as TheirVAE,
+)
+from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
@@ -25,9 +30,17 @@ from diffusers import (
 )
 from referees import redraw, unet_state, vae_state
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel as TheirText, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+from transformers import (
+    CLIPTextModel as TheirText,
+)
 
-from ddgen.app import conditions, pipeline as pipelines
+from ddgen.app import conditions
+from ddgen.app import pipeline as pipelines
 from ddgen.app.pipeline import Pipeline, sample
 from ddgen.app.plan import plan
 from ddgen.diffusion.denoiser import Denoiser
@@ -43,7 +56,9 @@ from ddgen.text.tokens import END_ID, Tokenizer
 from ddgen.weights.arch import REFINER_IDS, SIZE_IDS, Arch
 from ddgen.weights.spec import SCALED_LINEAR, Defaults, Spec
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array_:DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 
 TOLERANCE = 1e-6
 STEPS = 10
@@ -52,14 +67,31 @@ PROMPTS = ("a photo of an astronaut riding a horse, 4k", "two red apples")
 NEGATIVES = ("blurry", "")
 
 SMALL = UNetConfig(
-    model_channels=32, channel_mult=(1, 2), num_res_blocks=1, heads=(2, 4), context_dim=32, down_depth=((1,), (1,)), up_depth=((1, 1), (1, 1))
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    heads=(2, 4),
+    context_dim=32,
+    down_depth=((1,), (1,)),
+    up_depth=((1, 1), (1, 1)),
 )
 KL = KLConfig(model_channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
 L = CLIPConfig(width=32, layers=3, heads=2, mlp=64)
 H = CLIPConfig(width=32, layers=4, heads=2, mlp=64, activation="gelu", projection_dim=32)
 G = CLIPConfig(width=48, layers=3, heads=3, mlp=96, activation="gelu", projection_dim=40)
-TOWERS_XL = (TowerSpec(L, layer=-2, final_norm=False), TowerSpec(G, layer=-2, final_norm=False, pooled=True, pad_id=0))
-XL = replace(SMALL, context_dim=80, linear_projection=True, vector_dim=40 + 6 * 256, down_depth=((0,), (2,)), up_depth=((0, 0), (2, 2)), mid_depth=2)
+TOWERS_XL = (
+    TowerSpec(L, layer=-2, final_norm=False),
+    TowerSpec(G, layer=-2, final_norm=False, pooled=True, pad_id=0),
+)
+XL = replace(
+    SMALL,
+    context_dim=80,
+    linear_projection=True,
+    vector_dim=40 + 6 * 256,
+    down_depth=((0,), (2,)),
+    up_depth=((0, 0), (2, 2)),
+    mid_depth=2,
+)
 XL_KL = replace(KL, scale_factor=0.13025)
 REFINER = replace(XL, context_dim=48, vector_dim=40 + 5 * 256)
 
@@ -79,38 +111,73 @@ class Family:
 
 EULER = {"timestep_spacing": "leading", "steps_offset": 1}
 DDIM = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": True}
-DPM = {"timestep_spacing": "trailing", "algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
+DPM = {
+    "timestep_spacing": "trailing",
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "final_sigmas_type": "zero",
+}
 SD1 = Arch("sd1", SMALL, KL, (TowerSpec(L),))
 SD2 = Arch("sd2", replace(SMALL, linear_projection=True), KL, (TowerSpec(H, layer=-2, pad_id=0),))
 SDXL = Arch("sdxl", XL, XL_KL, TOWERS_XL, SIZE_IDS)
 FAMILIES = {
     "sd1 ddim": Family(SD1, "ddim.DDIMScheduler", DDIM, {"sampler": "ddim", "spacing": "leading"}),
-    "sd1 dpmpp_2m": Family(SD1, "dpmsolver_multistep.DPMSolverMultistepScheduler", DPM, {"sampler": "dpmpp_2m", "spacing": "trailing"}),
+    "sd1 dpmpp_2m": Family(
+        SD1,
+        "dpmsolver_multistep.DPMSolverMultistepScheduler",
+        DPM,
+        {"sampler": "dpmpp_2m", "spacing": "trailing"},
+    ),
     "sd1 euler a": Family(
-        SD1, "euler_ancestral_discrete.EulerAncestralDiscreteScheduler", EULER, {"sampler": "euler_ancestral", "spacing": "leading"}
+        SD1,
+        "euler_ancestral_discrete.EulerAncestralDiscreteScheduler",
+        EULER,
+        {"sampler": "euler_ancestral", "spacing": "leading"},
     ),
     "sd2 v ddim": Family(SD2, "ddim.DDIMScheduler", DDIM, {"sampler": "ddim", "spacing": "leading"}, "v"),
-    "sdxl euler": Family(SDXL, "euler_discrete.EulerDiscreteScheduler", EULER, {"sampler": "euler", "spacing": "leading"}),
+    "sdxl euler": Family(
+        SDXL, "euler_discrete.EulerDiscreteScheduler", EULER, {"sampler": "euler", "spacing": "leading"}
+    ),
     "sdxl zeroed negative": Family(
-        SDXL, "euler_discrete.EulerDiscreteScheduler", EULER, {"sampler": "euler", "spacing": "leading"}, zero_negative=True, negatives=None
+        SDXL,
+        "euler_discrete.EulerDiscreteScheduler",
+        EULER,
+        {"sampler": "euler", "spacing": "leading"},
+        zero_negative=True,
+        negatives=None,
     ),
     "sdxl trailing, not guided": Family(
-        SDXL, "euler_discrete.EulerDiscreteScheduler", {"timestep_spacing": "trailing"},
+        SDXL,
+        "euler_discrete.EulerDiscreteScheduler",
+        {"timestep_spacing": "trailing"},
         {"sampler": "euler", "spacing": "trailing", "guidance": 1.0},
     ),
-}  # fmt: skip
+}
 
 
 def build(family: Family) -> Pipeline:
     """Return our pipeline with random weights in float64."""
     arch = family.arch
-    spec = Spec(arch.name, arch, family.prediction, dict(SCALED_LINEAR), zero_negative=family.zero_negative, defaults=Defaults(64, 64, STEPS))
+    spec = Spec(
+        arch.name,
+        arch,
+        family.prediction,
+        dict(SCALED_LINEAR),
+        zero_negative=family.zero_negative,
+        defaults=Defaults(64, 64, STEPS),
+    )
     network = redraw(UNet(arch.unet).double().eval(), 1)
     assert isinstance(arch.first_stage, KLConfig)
     stage = redraw(AutoencoderKL(arch.first_stage).double().eval(), 2)
     towers = [redraw(CLIPTextModel(tower.config).double().eval(), 3 + i) for i, tower in enumerate(arch.text)]
     text = TextEncoder(towers, arch.text, Tokenizer())  # type: ignore[arg-type]
-    return Pipeline(spec, text, Denoiser(network, family.prediction, make_schedule(spec.schedule)), stage, torch.device("cpu"))  # type: ignore[arg-type]
+    return Pipeline(
+        spec,
+        text,
+        Denoiser(network, family.prediction, make_schedule(spec.schedule)),
+        stage,
+        torch.device("cpu"),
+    )  # type: ignore[arg-type]
 
 
 # The same in diffusers' words
@@ -118,42 +185,70 @@ def build(family: Family) -> Pipeline:
 
 def their_unet(config: UNetConfig, network: nn.Module) -> UNet2DConditionModel:
     kinds = ["CrossAttn" if depth[-1] else "" for depth in config.down_depth]
-    options: dict[str, object] = {"transformer_layers_per_block": [max(1, depth[-1]) for depth in config.down_depth]}
+    options: dict[str, object] = {
+        "transformer_layers_per_block": [max(1, depth[-1]) for depth in config.down_depth]
+    }
     if config.vector_dim:
-        options |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": config.vector_dim}
+        options |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": config.vector_dim,
+        }
     theirs = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=config.context_dim, attention_head_dim=(2, 4),
-        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds), up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        use_linear_projection=config.linear_projection, **options,
-    ).double()  # fmt: skip
+        sample_size=8,
+        in_channels=config.in_channels,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=config.context_dim,
+        attention_head_dim=(2, 4),
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        use_linear_projection=config.linear_projection,
+        **options,
+    ).double()
     theirs.load_state_dict(unet_state(network, config))
     return theirs.eval()
 
 
 def their_vae(network: nn.Module, config: KLConfig) -> TheirVAE:
     theirs = TheirVAE(
-        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1,
-        scaling_factor=config.scale_factor, sample_size=64, force_upcast=False,
-    ).double()  # fmt: skip
+        block_out_channels=(32,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        scaling_factor=config.scale_factor,
+        sample_size=64,
+        force_upcast=False,
+    ).double()
     theirs.load_state_dict(vae_state(network, 4))
     return theirs.eval()
 
 
 def their_text(tower: nn.Module, spec: TowerSpec) -> nn.Module:
-    """Return transformers' tower; of one read at its penultimate layer with the final norm (SD2), the last block is left out."""
+    """Return transformers' tower; of one read at its penultimate layer with the final norm (SD2), the last
+    block is left out.
+    """
     config = spec.config
     layers = config.layers - 1 if spec.layer == -2 and spec.final_norm else config.layers
     settings = CLIPTextConfig(
-        vocab_size=config.vocab_size, hidden_size=config.width, num_hidden_layers=layers, num_attention_heads=config.heads,
-        intermediate_size=config.mlp, hidden_act=config.activation, projection_dim=config.projection_dim or config.width,
-        eos_token_id=2, bos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        num_hidden_layers=layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp,
+        hidden_act=config.activation,
+        projection_dim=config.projection_dim or config.width,
+        eos_token_id=2,
+        bos_token_id=0,
+        pad_token_id=1,
+    )
     theirs = (CLIPTextModelWithProjection if spec.pooled else TheirText)(settings).double().eval()
     prefix = "text_model." if any(name.startswith("text_model.") for name in theirs.state_dict()) else ""
     state = {
         name if name == "text_projection.weight" else prefix + name: tensor
         for name, tensor in tower.state_dict().items()
-        if not name.startswith(f"encoder.layers.{layers}.") and (spec.pooled or name != "text_projection.weight")
+        if not name.startswith(f"encoder.layers.{layers}.")
+        and (spec.pooled or name != "text_projection.weight")
     }
     theirs.load_state_dict(state, strict=True)
     return theirs
@@ -195,18 +290,27 @@ def their_scheduler(family: Family, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(module, "np", Doubled(np), raising=False)
     words = {"eps": "epsilon", "v": "v_prediction"}
     return getattr(module, class_name)(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=words[family.prediction], **family.config
-    )  # fmt: skip
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=words[family.prediction],
+        **family.config,
+    )
 
 
 def tokenizer(vocabulary: Path, pad_id: int) -> CLIPTokenizer:
     pad = "<|endoftext|>" if pad_id == END_ID else "!"
-    made = CLIPTokenizer(str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt"), pad_token=pad, model_max_length=77)
+    made = CLIPTokenizer(
+        str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt"), pad_token=pad, model_max_length=77
+    )
     assert made.pad_token_id == pad_id
     return made
 
 
-def their_pipeline(family: Family, ours: Pipeline, vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+def their_pipeline(
+    family: Family, ours: Pipeline, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> object:
     arch = family.arch
     assert isinstance(arch.first_stage, KLConfig)
     texts = [their_text(tower, spec) for tower, spec in zip(ours.text.towers, arch.text, strict=True)]  # type: ignore[attr-defined]
@@ -218,13 +322,23 @@ def their_pipeline(family: Family, ours: Pipeline, vocabulary: Path, monkeypatch
     }
     if len(texts) == 1:
         made = StableDiffusionPipeline(
-            **parts, text_encoder=texts[0], tokenizer=tokenizers[0], safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )  # fmt: skip
+            **parts,
+            text_encoder=texts[0],
+            tokenizer=tokenizers[0],
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
     else:
         made = StableDiffusionXLPipeline(
-            **parts, text_encoder=texts[0], text_encoder_2=texts[1], tokenizer=tokenizers[0], tokenizer_2=tokenizers[1],
-            force_zeros_for_empty_prompt=family.zero_negative, add_watermarker=False,
-        )  # fmt: skip
+            **parts,
+            text_encoder=texts[0],
+            text_encoder_2=texts[1],
+            tokenizer=tokenizers[0],
+            tokenizer_2=tokenizers[1],
+            force_zeros_for_empty_prompt=family.zero_negative,
+            add_watermarker=False,
+        )
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -233,7 +347,9 @@ def jobs_of(family: Family, ours: Pipeline) -> list[Job]:
     jobs = []
     for i, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
         negative = None if family.negatives is None else family.negatives[i]
-        request = Request((prompt,), negative=negative, seed=seed, rng="diffusers", **({"guidance": 7.5} | family.job))  # type: ignore[arg-type]
+        request = Request(
+            (prompt,), negative=negative, seed=seed, rng="diffusers", **({"guidance": 7.5} | family.job)
+        )  # type: ignore[arg-type]
         jobs += plan(request, ours.spec)
     return jobs
 
@@ -246,21 +362,29 @@ def run_ours(family: Family, ours: Pipeline) -> tuple[Tensor, Tensor]:
 
 
 def run_theirs(family: Family, theirs: object) -> tuple[Tensor, Tensor]:
-    options: dict[str, object] = {} if family.negatives is None else {"negative_prompt": list(family.negatives)}
+    options: dict[str, object] = (
+        {} if family.negatives is None else {"negative_prompt": list(family.negatives)}
+    )
     results = []
     for kind in ("latent", "pt"):
         generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
         results.append(
             theirs(  # type: ignore[operator]
-                prompt=list(PROMPTS), height=64, width=64, num_inference_steps=STEPS, guidance_scale=family.job.get("guidance", 7.5),
-                generator=generators, output_type=kind, **options,
+                prompt=list(PROMPTS),
+                height=64,
+                width=64,
+                num_inference_steps=STEPS,
+                guidance_scale=family.job.get("guidance", 7.5),
+                generator=generators,
+                output_type=kind,
+                **options,
             ).images
-        )  # fmt: skip
+        )
     return results[0], results[1]
 
 
 def difference(family: Family, ours: Pipeline, theirs: object) -> float:
-    """Return the larger of the differences of latents and of pictures (as diffusers gives them, in [0, 1])."""
+    """Return the larger of the differences of latents and of pictures (in [0, 1], as diffusers has them)."""
     latents, pixels = run_ours(family, ours)
     their_latents, their_pixels = run_theirs(family, theirs)
     assert latents.dtype == their_latents.dtype == torch.float64 and their_latents.std() > 0.1
@@ -280,7 +404,9 @@ def test_whole_pictures_equal_diffusers(name: str, vocabulary: Path, monkeypatch
 
 
 def test_the_refiner_takes_over_as_in_diffusers(vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Base for the first 80 % of the times, refiner for the rest; its five numbers end in the aesthetic score."""
+    """Base for the first 80 % of the times, refiner for the rest; its five numbers end in the aesthetic
+    score.
+    """
     base_family = FAMILIES["sdxl euler"]
     refiner_family = replace(base_family, arch=Arch("refiner", REFINER, XL_KL, (TOWERS_XL[1],), REFINER_IDS))
     base, refiner = build(base_family), build(refiner_family)
@@ -288,12 +414,16 @@ def test_the_refiner_takes_over_as_in_diffusers(vocabulary: Path, monkeypatch: p
     tower = refiner_family.arch.text[0]
     their_refiner = StableDiffusionXLImg2ImgPipeline(
         vae=their_vae(refiner.first_stage, XL_KL),  # type: ignore[arg-type]
-        text_encoder=None, tokenizer=None,
-        text_encoder_2=their_text(refiner.text.towers[0], tower), tokenizer_2=tokenizer(vocabulary, tower.pad_id),  # type: ignore[attr-defined]
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=their_text(refiner.text.towers[0], tower),
+        tokenizer_2=tokenizer(vocabulary, tower.pad_id),  # type: ignore[attr-defined]
         unet=their_unet(REFINER, refiner.denoiser.network),  # type: ignore[arg-type]
         scheduler=their_scheduler(base_family, monkeypatch),
-        requires_aesthetics_score=True, force_zeros_for_empty_prompt=False, add_watermarker=False,
-    )  # fmt: skip
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
     their_refiner.set_progress_bar_config(disable=True)
     shared = {"num_inference_steps": STEPS, "guidance_scale": 7.5, "output_type": "latent"}
     words = {"prompt": list(PROMPTS), "negative_prompt": list(NEGATIVES)}
@@ -340,7 +470,9 @@ def of_spec(**changes: object):
 
 def ids_swapped(ours: Pipeline) -> None:
     names = ours.spec.arch.vector_ids
-    ours.spec = replace(ours.spec, arch=replace(ours.spec.arch, vector_ids=(names[2], *names[1:2], names[0], *names[3:])))
+    ours.spec = replace(
+        ours.spec, arch=replace(ours.spec.arch, vector_ids=(names[2], *names[1:2], names[0], *names[3:]))
+    )
 
 
 def scale_factor(ours: Pipeline) -> None:

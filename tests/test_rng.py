@@ -1,4 +1,6 @@
-"""Noise as other programs draw it: check values, referees where they are installed, and how each goes on after the first draw."""
+"""Noise as other programs draw it: check values, referees where they are installed, and how each goes on
+after the first draw.
+"""
 
 import math
 import sys
@@ -7,7 +9,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from diffusers.utils.torch_utils import randn_tensor
 
 from ddgen.diffusion.draws import cuda_normals, philox
@@ -24,11 +31,21 @@ def test_philox_against_numpys_own() -> None:
     """numpy's Philox is 4x64; the 4x32 of CUDA is checked by the published known answers of Random123."""
     zero, ones = np.zeros(1, dtype=np.uint32), np.full(1, 0xFFFFFFFF, dtype=np.uint32)
     assert [int(v[0]) for v in philox((zero,) * 4, 0)] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-    assert [int(v[0]) for v in philox((ones,) * 4, 2**64 - 1)] == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+    assert [int(v[0]) for v in philox((ones,) * 4, 2**64 - 1)] == [
+        0x408F276D,
+        0x41C83B0E,
+        0xA20BC7C6,
+        0x6D5451FD,
+    ]
 
 
 def test_check_values_of_the_emulated_gpu() -> None:
-    expected = [-0.92466259, -0.42534415, -2.6438457, 0.14518388]  # published with the emulation; its last digits are the GPU's
+    expected = [
+        -0.92466259,
+        -0.42534415,
+        -2.6438457,
+        0.14518388,
+    ]  # published with the emulation; its last digits are the GPU's
     assert np.abs(cuda_normals(0, 0, (3, 4))[0] - expected).max() < 3e-7
     assert cuda_normals(5, 0, (3, 4)).dtype == np.float32
     assert abs(float(cuda_normals(2**40 + 7, 3, (4, 64, 64)).std()) - 1) < 0.02
@@ -54,7 +71,9 @@ def test_diffusers_draws() -> None:
         assert torch.equal(ours, theirs)
     assert torch.equal(source.initial()[1:], make_noise("diffusers", [8], SHAPE).initial())
     wide = make_noise("diffusers", [7], SHAPE, dtype=torch.float64).initial()
-    assert torch.equal(wide, torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(7), dtype=torch.float64))
+    assert torch.equal(
+        wide, torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    )
 
 
 def test_comfy_draws_for_the_whole_batch() -> None:
@@ -84,18 +103,33 @@ def test_initial_begins_again(name: str) -> None:
     assert not torch.equal(first, second) and first.shape == (2, *SHAPE)
 
 
-SCALED = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+SCALED = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize(
     ("sampler", "theirs"),
-    [("euler", EulerDiscreteScheduler), ("euler_ancestral", EulerAncestralDiscreteScheduler), ("heun", HeunDiscreteScheduler), ("ddim", DDIMScheduler)],
+    [
+        ("euler", EulerDiscreteScheduler),
+        ("euler_ancestral", EulerAncestralDiscreteScheduler),
+        ("heun", HeunDiscreteScheduler),
+        ("ddim", DDIMScheduler),
+    ],
 )
 def test_starting_scale_of_diffusers(sampler: str, theirs: type, spacing: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # diffusers makes numpy arrays of tensors in a way that numpy warns of
-        scheduler = theirs(**SCALED, timestep_spacing=spacing, **({"clip_sample": False} if sampler == "ddim" else {}))
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # diffusers makes numpy arrays of tensors in a way that numpy warns of
+        scheduler = theirs(
+            **SCALED, timestep_spacing=spacing, **({"clip_sample": False} if sampler == "ddim" else {})
+        )
         scheduler.set_timesteps(10)
     grid = make_spacing(spacing, SD, 10)
     scale = float(scheduler.init_noise_sigma)
@@ -109,10 +143,16 @@ def test_starting_scales_of_the_others() -> None:
     full, part = make_spacing("karras", SD, 10), make_spacing("leading", SD, 10)
     top = SD.sigma_max
     assert initial_scale("a1111", full, sampler="euler", spacing="karras", sigma_max=top) == full.sigmas[0]
-    assert initial_scale("a1111", full, sampler="ddim", spacing="karras", sigma_max=top) == math.hypot(1, full.sigmas[0])
-    assert initial_scale("comfy", full, sampler="euler", spacing="karras", sigma_max=top) == math.hypot(1, full.sigmas[0])
+    assert initial_scale("a1111", full, sampler="ddim", spacing="karras", sigma_max=top) == math.hypot(
+        1, full.sigmas[0]
+    )
+    assert initial_scale("comfy", full, sampler="euler", spacing="karras", sigma_max=top) == math.hypot(
+        1, full.sigmas[0]
+    )
     assert initial_scale("comfy", part, sampler="euler", spacing="leading", sigma_max=top) == part.sigmas[0]
-    assert initial_scale("ddgen", part, sampler="euler", spacing="leading", sigma_max=top) == part.initial_scale
+    assert (
+        initial_scale("ddgen", part, sampler="euler", spacing="leading", sigma_max=top) == part.initial_scale
+    )
 
 
 def test_an_unknown_name_is_answered() -> None:

@@ -1,4 +1,6 @@
-"""Pickled weights are read as data: what torch saves comes back exactly, whatever wants to run is named and refused."""
+"""Pickled weights are read as data: what torch saves comes back exactly, whatever wants to run is named and
+refused.
+"""
 
 import io
 import os
@@ -98,41 +100,73 @@ def torch_zip(data: bytes, extra: dict[str, bytes] | None = None, *, compress: b
     return out.getvalue()
 
 
-# Globals with which a pickle can run code, read or write files, reach the network, or load native code: the ones in scanners'
+# Globals with which a pickle can run code, read or write files, reach the network, or load native code: the
+# ones in scanners'
 # advisories and our own. Each is called with arguments that would leave a canary file behind.
 GADGETS = (
     """
-os system|posix system|nt system|os popen|os execv|os execl|os execvp|os spawnl|os spawnv|os posix_spawn|os fork|os kill|os remove
-os rename|os rmdir|os makedirs|os symlink|os open|os putenv|os._wrap_close x|subprocess run|subprocess Popen|subprocess call
-subprocess check_call|subprocess check_output|subprocess getoutput|subprocess getstatusoutput|builtins eval|builtins exec|builtins compile
-builtins open|builtins getattr|builtins setattr|builtins __import__|builtins globals|builtins vars|builtins input|builtins breakpoint
-builtins map|builtins filter|builtins apply|builtins type|builtins super|builtins bytearray|builtins bytes|builtins print|__builtin__ eval
-__builtin__ exec|__builtin__ execfile|__builtin__ file|__builtin__ apply|__builtin__ getattr|__builtin__ compile|__builtin__ __import__
-io open|io FileIO|_io FileIO|_io open|codecs open|code InteractiveInterpreter|code interact|codeop compile_command|commands getoutput
-runpy run_path|runpy _run_code|runpy run_module|pty spawn|pdb run|pdb Pdb|bdb Bdb|bdb.Bdb run|timeit timeit|timeit main|timeit Timer
-cProfile run|cProfile runctx|profile run|profile Profile|trace Trace|doctest debug_script|doctest debug|asyncio run|asyncio create_subprocess_shell
-asyncio.unix_events _UnixSubprocessTransport|multiprocessing Process|multiprocessing.util spawnv_passfds|concurrent.futures ProcessPoolExecutor
-socket socket|socket create_connection|ssl create_default_context|urllib.request urlopen|urllib.request urlretrieve|http.client HTTPConnection
-httplib HTTPSConnection|ftplib FTP|smtplib SMTP|telnetlib Telnet|aiohttp ClientSession|requests get|requests.api get|webbrowser open
-ctypes CDLL|ctypes cdll|ctypes.util find_library|_ctypes dlopen|cffi FFI|importlib import_module|importlib.machinery SourceFileLoader
-imp load_source|imp load_dynamic|zipimport zipimporter|pkgutil resolve_name|pydoc pipepager|pydoc locate|pip main|pip._internal main
-ensurepip _run_pip|venv create|lib2to3.pgen2.grammar Grammar.loads|lib2to3.pgen2.pgen ParserGenerator.make_label|idlelib.autocomplete AutoComplete
-idlelib.calltip get_entity|idlelib.run Executive.runcode|idlelib.pyshell ModifiedInterpreter.runcode|idlelib.debugobj ObjectTreeItem.SetText
-operator attrgetter|operator methodcaller|operator itemgetter|_operator attrgetter|functools partial|functools reduce|_functools partial
-itertools accumulate|types CodeType|types FunctionType|types ModuleType|marshal loads|pickle loads|pickle Unpickler|_pickle loads|cPickle loads
-dill loads|joblib load|cloudpickle loads|shelve open|dbm open|sqlite3 connect|shutil rmtree|shutil move|shutil copy|tempfile mktemp
-tarfile open|zipfile ZipFile|logging FileHandler|logging.config listen|logging.config fileConfig|site execsitecustomize|sys exit|sys settrace
-sys modules|inspect getattr_static|gc get_objects|weakref finalize|atexit register|signal signal|threading Thread|_thread start_new_thread
-faulthandler dump_traceback_later|linecache getlines|distutils.file_util write_file|distutils.spawn spawn|setuptools setup
-torch load|torch.hub load|torch.jit load|torch.serialization load|torch.storage _load_from_bytes|torch.package PackageImporter
-torch._inductor.codecache compile_file|torch.utils.cpp_extension load_inline|torch.utils._config_module load_config|torch.ops load_library
-torch.fx.experimental.symbolic_shapes ShapeEnv.evaluate_guards_expression|torch.utils.bottleneck.__main__ run_cprofile
-torch.utils.collect_env run|torch._dynamo.guards GuardBuilder.get|torch.testing._internal.common_utils run_tests|torch.nn Module
-torch._C _jit_script_compile|torch.distributed.rpc rpc_sync|numpy load|numpy.f2py.crackfortran getlincoef|numpy.f2py compile|numpy fromfile
-numpy.testing._private.utils runstring|numpy.testing.utils runstring|numpy.distutils.exec_command exec_command|numpy.ctypeslib load_library
-pandas read_pickle|pandas.io.common get_handle|scipy.weave inline|yaml load|yaml unsafe_load|jinja2 Template|django.core.management execute_from_command_line
-transformers AutoModel.from_pretrained|huggingface_hub hf_hub_download|diffusers DiffusionPipeline.from_pretrained|ddgen.cli.main main
-ddgen.weights.unpickle_child main|ddgen.weights.unpickle_child os.system|__main__ main|__main__ os|pytorch_lightning Trainer|ultralytics YOLO
+os system|posix system|nt system|os popen|os execv|os execl|os execvp|os spawnl|os spawnv|os posix_spawn|os
+fork|os kill|os remove
+os rename|os rmdir|os makedirs|os symlink|os open|os putenv|os._wrap_close x|subprocess run|subprocess
+Popen|subprocess call
+subprocess check_call|subprocess check_output|subprocess getoutput|subprocess getstatusoutput|builtins
+eval|builtins exec|builtins compile
+builtins open|builtins getattr|builtins setattr|builtins __import__|builtins globals|builtins vars|builtins
+input|builtins breakpoint
+builtins map|builtins filter|builtins apply|builtins type|builtins super|builtins bytearray|builtins
+bytes|builtins print|__builtin__ eval
+__builtin__ exec|__builtin__ execfile|__builtin__ file|__builtin__ apply|__builtin__ getattr|__builtin__
+compile|__builtin__ __import__
+io open|io FileIO|_io FileIO|_io open|codecs open|code InteractiveInterpreter|code interact|codeop
+compile_command|commands getoutput
+runpy run_path|runpy _run_code|runpy run_module|pty spawn|pdb run|pdb Pdb|bdb Bdb|bdb.Bdb run|timeit
+timeit|timeit main|timeit Timer
+cProfile run|cProfile runctx|profile run|profile Profile|trace Trace|doctest debug_script|doctest
+debug|asyncio run|asyncio create_subprocess_shell
+asyncio.unix_events _UnixSubprocessTransport|multiprocessing Process|multiprocessing.util
+spawnv_passfds|concurrent.futures ProcessPoolExecutor
+socket socket|socket create_connection|ssl create_default_context|urllib.request urlopen|urllib.request
+urlretrieve|http.client HTTPConnection
+httplib HTTPSConnection|ftplib FTP|smtplib SMTP|telnetlib Telnet|aiohttp ClientSession|requests
+get|requests.api get|webbrowser open
+ctypes CDLL|ctypes cdll|ctypes.util find_library|_ctypes dlopen|cffi FFI|importlib
+import_module|importlib.machinery SourceFileLoader
+imp load_source|imp load_dynamic|zipimport zipimporter|pkgutil resolve_name|pydoc pipepager|pydoc locate|pip
+main|pip._internal main
+ensurepip _run_pip|venv create|lib2to3.pgen2.grammar Grammar.loads|lib2to3.pgen2.pgen
+ParserGenerator.make_label|idlelib.autocomplete AutoComplete
+idlelib.calltip get_entity|idlelib.run Executive.runcode|idlelib.pyshell
+ModifiedInterpreter.runcode|idlelib.debugobj ObjectTreeItem.SetText
+operator attrgetter|operator methodcaller|operator itemgetter|_operator attrgetter|functools partial|functools
+reduce|_functools partial
+itertools accumulate|types CodeType|types FunctionType|types ModuleType|marshal loads|pickle loads|pickle
+Unpickler|_pickle loads|cPickle loads
+dill loads|joblib load|cloudpickle loads|shelve open|dbm open|sqlite3 connect|shutil rmtree|shutil move|shutil
+copy|tempfile mktemp
+tarfile open|zipfile ZipFile|logging FileHandler|logging.config listen|logging.config fileConfig|site
+execsitecustomize|sys exit|sys settrace
+sys modules|inspect getattr_static|gc get_objects|weakref finalize|atexit register|signal signal|threading
+Thread|_thread start_new_thread
+faulthandler dump_traceback_later|linecache getlines|distutils.file_util write_file|distutils.spawn
+spawn|setuptools setup
+torch load|torch.hub load|torch.jit load|torch.serialization load|torch.storage _load_from_bytes|torch.package
+PackageImporter
+torch._inductor.codecache compile_file|torch.utils.cpp_extension load_inline|torch.utils._config_module
+load_config|torch.ops load_library
+torch.fx.experimental.symbolic_shapes ShapeEnv.evaluate_guards_expression|torch.utils.bottleneck.__main__
+run_cprofile
+torch.utils.collect_env run|torch._dynamo.guards GuardBuilder.get|torch.testing._internal.common_utils
+run_tests|torch.nn Module
+torch._C _jit_script_compile|torch.distributed.rpc rpc_sync|numpy load|numpy.f2py.crackfortran
+getlincoef|numpy.f2py compile|numpy fromfile
+numpy.testing._private.utils runstring|numpy.testing.utils runstring|numpy.distutils.exec_command
+exec_command|numpy.ctypeslib load_library
+pandas read_pickle|pandas.io.common get_handle|scipy.weave inline|yaml load|yaml unsafe_load|jinja2
+Template|django.core.management execute_from_command_line
+transformers AutoModel.from_pretrained|huggingface_hub hf_hub_download|diffusers
+DiffusionPipeline.from_pretrained|ddgen.cli.main main
+ddgen.weights.unpickle_child main|ddgen.weights.unpickle_child os.system|__main__ main|__main__
+os|pytorch_lightning Trainer|ultralytics YOLO
 """.replace("\n", "|")
     .strip("|")
     .split("|")
@@ -334,9 +368,18 @@ def test_shapes_lie_within_their_storage(tmp_path: Path) -> None:
     path.write_bytes(tensor((4, 4), (4, 1)))
     read_pickled_header(path)
     for shape, stride, offset in [
-        ((4, 5), (5, 1), 0), ((4, 4), (4, 1), 1), ((2**40,), (0,), 0), ((2**62, 2**62), (0, 0), 0), ((4,), (-1,), 3), ((4,), (1,), -1),
-        ((0, 4), (4, 1), 0), ((1,) * 9, (1,) * 9, 0), ((4,), (1, 1), 0), ((-4,), (1,), 0), ((2, 2), (2**61, 1), 0),
-    ]:  # fmt: skip
+        ((4, 5), (5, 1), 0),
+        ((4, 4), (4, 1), 1),
+        ((2**40,), (0,), 0),
+        ((2**62, 2**62), (0, 0), 0),
+        ((4,), (-1,), 3),
+        ((4,), (1,), -1),
+        ((0, 4), (4, 1), 0),
+        ((1,) * 9, (1,) * 9, 0),
+        ((4,), (1, 1), 0),
+        ((-4,), (1,), 0),
+        ((2, 2), (2**61, 1), 0),
+    ]:
         path.write_bytes(tensor(shape, stride, offset))
         assert "outside its storage" in refusal(path)
 
@@ -356,7 +399,8 @@ def test_the_child_cannot_open_anything() -> None:
 import os, socket
 from ddgen.weights import unpickle_child
 unpickle_child.give_up_rights(5.0, 2**30)
-for attempt in (lambda: os.open("/dev/null", os.O_RDONLY), lambda: socket.socket(), lambda: os.pipe(), lambda: bytearray(2**31)):
+attempts = [lambda: os.open("/dev/null", os.O_RDONLY), socket.socket, os.pipe, lambda: bytearray(2**31)]
+for attempt in attempts:
     try: attempt()
     except (OSError, MemoryError): continue
     raise SystemExit("a right is left")
@@ -390,7 +434,9 @@ def mutants(seeds: list[bytes], count: int, rng: random.Random) -> list[bytes]:
 
 
 def test_mutated_files_only_ever_raise_refusals(tmp_path: Path) -> None:
-    """In forked children with the same limits (a thousand files per process, a new one where a limit killed it)."""
+    """In forked children with the same limits (a thousand files per process, a new one where a limit killed
+    it).
+    """
     rng = random.Random(7)
     seeds = []
     for zipped in (True, False):

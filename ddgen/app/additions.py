@@ -1,6 +1,7 @@
 """Putting a run's additions on a model that was just loaded: LoRAs on its weights, embeddings into its words.
 
-Which files, and with which weights, is in the Spec; here they are read, matched and applied. What fits nothing comes back as notes.
+Which files, and with which weights, is in the Spec; here they are read, matched and applied. What fits
+nothing comes back as notes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,15 +34,23 @@ class Added:
         self._adapted = Adapted(modules, spec.arch, self._stored, spec.name)
 
     def set(self, additions: Sequence[Addition]) -> list[str]:
-        """Put exactly these LoRAs and embeddings on the model in place of those before; return notes on what fits nothing.
+        """Put exactly these LoRAs and embeddings on the model in place of those before; return notes on what
+        fits nothing.
 
         Raises:
-            ModelError: a file that is damaged, or made for another model. UsageError: the text towers are another library's.
+            ModelError: a file that is damaged, or made for another model. UsageError: the text towers are
+            another library's.
         """
         loras = [item for item in additions if item.kind == "lora"]
         adapters = [(open_adapter(item.path), item.weight) for item in loras]
-        if not self._native and any(module.startswith(("lora_te", "text_encoder")) for adapter, _ in adapters for module in adapter.groups):
-            raise UsageError("LoRAs for text towers need ddgen's own", "use --text-backend native", id="usage.text-backend")
+        if not self._native and any(
+            module.startswith(("lora_te", "text_encoder"))
+            for adapter, _ in adapters
+            for module in adapter.groups
+        ):
+            raise UsageError(
+                "LoRAs for text towers need ddgen's own", "use --text-backend native", id="usage.text-backend"
+            )
         embeddings = [open_embedding(item.path) for item in additions if item.kind == "embedding"]
         words: Mapping[str, list[Tensor]] = words_of(embeddings, self.spec.arch.text, self.spec.name)
         with Reader() as self._reader:

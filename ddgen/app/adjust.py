@@ -1,8 +1,11 @@
-"""What a run changes about a model: adapters, embeddings, another autoencoder, another rule. Spec -> Spec; torch-free.
+"""What a run changes about a model: adapters, embeddings, another autoencoder, another rule. Spec -> Spec;
+torch-free.
 
-    ddgen sample "..." --model sd15 --lora ink.safetensors:0.8 --embedding cat.pt --vae taesd --prediction v --clip-skip 2
+    ddgen sample "..." --model sd15 --lora ink.safetensors:0.8 --embedding cat.pt --vae taesd --prediction v
+    --clip-skip 2
 
-The files are put on the model when it is assembled (additions.py); here they are only found, and the defaults that go with a LoRA of few
+The files are put on the model when it is assembled (additions.py); here they are only found, and the defaults
+that go with a LoRA of few
 steps are taken over.
 """
 
@@ -23,7 +26,8 @@ MAX_WEIGHT = 10.0
 MAX_CLIP_SKIP = 12
 TINY = {"taesd": "taesdxl"}
 
-# LoRAs that make a model sample in few steps, by what their makers call the files: steps (None: in the name), guidance, sampler, spacing.
+# LoRAs that make a model sample in few steps, by what their makers call the files: steps (None: in the name),
+# guidance, sampler, spacing.
 FEW_STEPS: tuple[tuple[str, int | None, float, str, str], ...] = (
     (r"lcm[-_]?lora|vega[-_]?rt|(?<![a-z])lcm(?![a-z])", 4, 1.0, "lcm", "lcm"),
     (r"lightning\D*(\d)[-_ ]?step", None, 1.0, "euler", "trailing"),
@@ -46,20 +50,31 @@ def adjust(
 ) -> Spec:
     """Return the Spec of a model with a run's changes.
 
-    loras: FILE or FILE:WEIGHT. refiner: a model that takes over after the fraction refiner_start of the times. clip_skip: which layer from the end gives the context, 1 = the last; never less than the model itself skips.
+    loras: FILE or FILE:WEIGHT. refiner: a model that takes over after the fraction refiner_start of the
+    times. clip_skip: which layer from the end gives the context, 1 = the last; never less than the model
+    itself skips.
 
     Raises:
-        UsageError: a weight, prediction or layer out of range. ModelError: a file that is not there, or that the model has no use for.
+        UsageError: a weight, prediction or layer out of range. ModelError: a file that is not there, or that
+        the model has no use for.
     """
     additions = [_addition("lora", *parse_lora(text)) for text in loras]
     additions += [_addition("embedding", text) for text in embeddings]
     if vae is not None:
         if isinstance(spec.arch.first_stage, PatchConfig):
-            raise ModelError(f"model '{spec.name}' draws pixels and has no autoencoder to replace", "drop --vae", id="model.vae")
+            raise ModelError(
+                f"model '{spec.name}' draws pixels and has no autoencoder to replace",
+                "drop --vae",
+                id="model.vae",
+            )
         name = TINY[vae] if vae in TINY and spec.arch.vector_ids else vae
         additions.append(Addition("vae", registry.find_vae(name, weights_file=weights_file)))
-    if (additions and any(item.kind == "embedding" for item in additions) or clip_skip is not None) and not spec.arch.text:
-        raise ModelError(f"model '{spec.name}' has no text tower", "drop --embedding and --clip-skip", id="model.text")
+    if (
+        additions and any(item.kind == "embedding" for item in additions) or clip_skip is not None
+    ) and not spec.arch.text:
+        raise ModelError(
+            f"model '{spec.name}' has no text tower", "drop --embedding and --clip-skip", id="model.text"
+        )
     if clip_skip is not None:
         check_clip_skip(clip_skip, spec.arch)
     changed = replace(
@@ -73,7 +88,11 @@ def adjust(
     if prediction is None or prediction == spec.prediction:
         return changed
     choose("prediction", prediction, PREDICTIONS)
-    schedule = spec.schedule if prediction != "eps" else {key: value for key, value in spec.schedule.items() if key != "zero_terminal_snr"}
+    schedule = (
+        spec.schedule
+        if prediction != "eps"
+        else {key: value for key, value in spec.schedule.items() if key != "zero_terminal_snr"}
+    )
     return replace(changed, prediction=prediction, schedule=schedule or dict(SCALED_LINEAR))
 
 
@@ -86,18 +105,32 @@ def hand_over_to(spec: Spec, refiner: Spec, start: float | None) -> Spec:
     start = spec.refiner_start if start is None else start
     if not 0.0 <= start <= 1.0:
         raise UsageError(f"--refiner-start {start:g} is out of range", "use 0 to 1", id="usage.range")
-    if _latents(refiner.arch) != _latents(spec.arch) or refiner.arch.unet.in_channels != spec.arch.unet.in_channels:
-        raise ModelError(f"model '{refiner.name}' cannot go on with the latents of '{spec.name}'", "choose a refiner of its family", id="model.refiner")
+    if (
+        _latents(refiner.arch) != _latents(spec.arch)
+        or refiner.arch.unet.in_channels != spec.arch.unet.in_channels
+    ):
+        raise ModelError(
+            f"model '{refiner.name}' cannot go on with the latents of '{spec.name}'",
+            "choose a refiner of its family",
+            id="model.refiner",
+        )
     return replace(spec, refiner=refiner, refiner_start=start)
 
 
 def _latents(arch: Arch) -> tuple[object, ...]:
     stage = arch.first_stage
-    return type(stage), stage.channels, stage.factor, getattr(stage, "scale_factor", None), getattr(stage, "latents_mean", None)
+    return (
+        type(stage),
+        stage.channels,
+        stage.factor,
+        getattr(stage, "scale_factor", None),
+        getattr(stage, "latents_mean", None),
+    )
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """Return the file and weight of FILE[:W]; what stands behind the last colon is a weight if it is a number.
+    """Return the file and weight of FILE[:W]; what stands behind the last colon is a weight if it is a
+    number.
 
     Raises:
         UsageError: a weight out of range.
@@ -107,7 +140,11 @@ def parse_lora(text: str) -> tuple[str, float]:
         return text, 1.0
     weight = float(tail)
     if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
-        raise UsageError(f"--lora weight {tail} is out of range", f"use {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}", id="usage.range")
+        raise UsageError(
+            f"--lora weight {tail} is out of range",
+            f"use {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}",
+            id="usage.range",
+        )
     return head, weight
 
 
@@ -133,14 +170,22 @@ def check_clip_skip(clip_skip: int, arch: Arch) -> None:
 
 
 def few_step_defaults(defaults: Defaults, additions: Sequence[Addition]) -> Defaults:
-    """Return the defaults that a LoRA of few steps was made for; those of the first one that is known by its name."""
+    """Return the defaults that a LoRA of few steps was made for; those of the first one that is known by its
+    name.
+    """
     for item in additions:
         if item.kind != "lora":
             continue
-        for part in (item.path.name, item.path.parent.name, *(parent.name for parent in item.path.resolve().parents[:4])):
+        for part in (
+            item.path.name,
+            item.path.parent.name,
+            *(parent.name for parent in item.path.resolve().parents[:4]),
+        ):
             for pattern, steps, guidance, sampler, spacing in FEW_STEPS:
                 found = re.search(pattern, part, re.IGNORECASE)
                 if found is not None:
                     count = steps if steps is not None else int(found[1])
-                    return replace(defaults, steps=count, guidance=guidance, sampler=sampler, spacing=spacing, eta=None)
+                    return replace(
+                        defaults, steps=count, guidance=guidance, sampler=sampler, spacing=spacing, eta=None
+                    )
     return defaults

@@ -1,6 +1,8 @@
-"""The generators of other programs: torch's CPU generator per image or per batch, and CUDA's Philox computed on the CPU.
+"""The generators of other programs: torch's CPU generator per image or per batch, and CUDA's Philox computed
+on the CPU.
 
-Which program draws from which, and what x starts at, is in rng.py. torch's CPU generator may differ between instruction sets.
+Which program draws from which, and what x starts at, is in rng.py. torch's CPU generator may differ between
+instruction sets.
 Ref: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
@@ -13,7 +15,9 @@ from torch import Tensor
 
 
 class GeneratorNoise:
-    """torch's CPU generator, one per image, seeded with the image's seed; every draw goes on where the last one ended."""
+    """torch's CPU generator, one per image, seeded with the image's seed; every draw goes on where the last
+    one ended.
+    """
 
     def __init__(
         self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
@@ -41,7 +45,9 @@ class GeneratorNoise:
 
 
 class BatchNoise:
-    """torch's CPU generator for the batch as a whole, seeded with its first seed; later draws from a second one, seeded one higher."""
+    """torch's CPU generator for the batch as a whole, seeded with its first seed; later draws from a second
+    one, seeded one higher.
+    """
 
     def __init__(
         self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
@@ -67,7 +73,9 @@ class BatchNoise:
 
 
 class PhiloxNoise:
-    """What CUDA's generator gives, one per image: draw k of element i is Philox4x32-10 of counter (k, 0, i, 0) under the seed."""
+    """What CUDA's generator gives, one per image: draw k of element i is Philox4x32-10 of counter (k, 0, i,
+    0) under the seed.
+    """
 
     def __init__(
         self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype

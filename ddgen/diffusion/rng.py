@@ -3,9 +3,12 @@ uses noise.SeededNoise.
 
     name       one generator per         draws                              x starts at
     ddgen      image and draw            numpy Philox, noise.py             the grid's own scale
-    diffusers  image                     torch's CPU generator              sigma, or sqrt(1 + sigma^2) by class and spacing
-    a1111      image                     CUDA's Philox, emulated ("NV")     sigma (DDIM, PLMS, UniPC: sqrt(1 + sigma^2))
-    comfy      tensor batch              torch's CPU generator              sqrt(1 + sigma^2) from the highest level, else sigma
+    diffusers  image                     torch's CPU generator              sigma, or sqrt(1 + sigma^2) by
+    class and spacing
+    a1111      image                     CUDA's Philox, emulated ("NV")     sigma (DDIM, PLMS, UniPC: sqrt(1 +
+    sigma^2))
+    comfy      tensor batch              torch's CPU generator              sqrt(1 + sigma^2) from the highest
+    level, else sigma
 
 Later draws (ancestral steps) go on as those programs go on; comfy's have a generator of their own, seeded one
 higher. Brownian trees (the SDE samplers of a1111 and comfy) are not drawn again. torch's CPU generator may
@@ -36,7 +39,10 @@ RNGS = {
 
 # Samplers that diffusers and a1111 run on variance-preserving states, which start at plain normals.
 _PRESERVING = {
-    "diffusers": ("ddpm", "ddim", "plms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "dpmpp_sde", "unipc", "unipc_bh2", "lcm"),
+    "diffusers": (
+        "ddpm", "ddim", "plms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "dpmpp_sde",
+        "unipc", "unipc_bh2", "lcm",
+    ),
     "a1111": ("ddpm", "ddim", "plms", "unipc", "unipc_bh2"),
 }  # fmt: skip
 

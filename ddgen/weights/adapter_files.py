@@ -22,7 +22,10 @@ def read_adapter_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict
     try:
         header = read_weights_header(path)
         with Reader() as reader:
-            tensors = {name: reader.read(Stored(header, Take((name,)), info.shape)) for name, info in header.tensors.items()}
+            tensors = {
+                name: reader.read(Stored(header, Take((name,)), info.shape))
+                for name, info in header.tensors.items()
+            }
     except ModelError as error:
         message = error.message.replace("model '", f"{kind} '", 1)
         raise ModelError(message, error.hint, id=error.id) from error

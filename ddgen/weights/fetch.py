@@ -1,9 +1,12 @@
-"""Getting models from the hub: huggingface_hub carries the bytes, ddgen says which, compares them and remembers what they were.
+"""Getting models from the hub: huggingface_hub carries the bytes, ddgen says which, compares them and
+remembers what they were.
 
-    pull:    the commit of the first pull, else the revision that is asked for -> files -> size and sha256 compared -> recorded
+    pull:    the commit of the first pull, else the revision that is asked for -> files -> size and sha256
+    compared -> recorded
     remove:  the repository's files in the cache, and the record
 
-$HF_HOME, $HF_TOKEN and $HF_ENDPOINT mean what they mean to huggingface_hub, which is imported only when something is fetched. A file whose
+$HF_HOME, $HF_TOKEN and $HF_ENDPOINT mean what they mean to huggingface_hub, which is imported only when
+something is fetched. A file whose
 hash is wrong is set aside as .bad and never loaded. Torch-free.
 """
 
@@ -44,13 +47,17 @@ def pull(source: Source, name: str, on_bytes: OnBytes | None = None) -> Path:
     record = hub.pulled().get(key)
     here = hub.located(source)
     if record is not None and here is not None:
-        _compare(source, name, here if source.file is None else here.parents[source.file.count("/")], record.files)
+        _compare(
+            source, name, here if source.file is None else here.parents[source.file.count("/")], record.files
+        )
         return here
     if hub.offline():
         if here is not None:
             return here
         raise NetworkError(
-            f"model '{name}' is not in the cache and --offline is set", f"fetch it first: ddgen models pull {name}", id="network.offline"
+            f"model '{name}' is not in the cache and --offline is set",
+            f"fetch it first: ddgen models pull {name}",
+            id="network.offline",
         )
     try:
         return _fetch(source, name, record, on_bytes)
@@ -65,23 +72,31 @@ def _fetch(source: Source, name: str, record: Pulled | None, on_bytes: OnBytes |
 
     assert source.repo is not None
     api = HfApi(library_name="ddgen")
-    info = api.model_info(source.repo, revision=record.revision if record else source.revision, files_metadata=True)
+    info = api.model_info(
+        source.repo, revision=record.revision if record else source.revision, files_metadata=True
+    )
     assert info.sha is not None and info.siblings is not None
     known = {item.rfilename: item for item in info.siblings}
     wanted = sorted(record.files) if record else choose_files(source, known, name)
     sizes = {item: known[item].size or 0 for item in wanted if item in known}
     free = shutil.disk_usage(_existing(hub.cache_dir())).free
-    missing = sum(size for item, size in sizes.items() if not (hub.repo_dir(source.repo) / "snapshots" / info.sha / item).exists())
+    missing = sum(
+        size
+        for item, size in sizes.items()
+        if not (hub.repo_dir(source.repo) / "snapshots" / info.sha / item).exists()
+    )
     if missing > free:
         raise OutputError(
-            f"model '{name}' needs {missing / 1e9:.2f} GB in '{hub.cache_dir()}', {free / 1e9:.2f} GB are free",
+            f"model '{name}' needs {missing / 1e9:.2f} GB in '{hub.cache_dir()}', it has {free / 1e9:.2f} GB",
             "free some space, or set HF_HOME to another disk",
             id="output.space",
         )
     root: Path | None = None
     for item in wanted:
         meter = _meter(item, sum(sizes.values()), on_bytes)
-        path = Path(hf_hub_download(source.repo, item, revision=info.sha, library_name="ddgen", tqdm_class=meter))
+        path = Path(
+            hf_hub_download(source.repo, item, revision=info.sha, library_name="ddgen", tqdm_class=meter)
+        )
         root = path.parents[item.count("/")]
     assert root is not None
     expected = record.files if record else _expected(source, info, wanted, root, name)
@@ -97,9 +112,11 @@ def _existing(path: Path) -> Path:
 
 
 def choose_files(source: Source, known: Iterable[str], name: str) -> list[str]:
-    """Return the files that a model needs of its repository: the one named, or of each part one set of weights with its config.
+    """Return the files that a model needs of its repository: the one named, or of each part one set of
+    weights with its config.
 
-    Whole safetensors are preferred to halves, halves to pickles; demonstrations, other frameworks' weights and safety checkers are left.
+    Whole safetensors are preferred to halves, halves to pickles; demonstrations, other frameworks' weights
+    and safety checkers are left.
 
     Raises:
         ModelError: no such file, or a repository without a U-Net.
@@ -107,7 +124,11 @@ def choose_files(source: Source, known: Iterable[str], name: str) -> list[str]:
     known = set(known)
     if source.file is not None:
         if source.file not in known:
-            raise ModelError(f"model '{name}': '{source.repo}' has no file '{source.file}'", "see its page for the files it has", id="model.absent")
+            raise ModelError(
+                f"model '{name}': '{source.repo}' has no file '{source.file}'",
+                "see its page for the files it has",
+                id="model.absent",
+            )
         return [source.file]
     chosen = [item for item in CONFIGS if item in known]
     for part in PARTS:
@@ -116,7 +137,9 @@ def choose_files(source: Source, known: Iterable[str], name: str) -> list[str]:
             chosen += [f"{part}/config.json", *weights]
     if not any(item.startswith("unet/") for item in chosen):
         files = sorted(item for item in known if item.endswith((".safetensors", ".ckpt")) and "/" not in item)
-        hint = f"name one of its files: {source.repo}:{files[0]}" if files else "choose a Stable Diffusion model"
+        hint = (
+            f"name one of its files: {source.repo}:{files[0]}" if files else "choose a Stable Diffusion model"
+        )
         raise ModelError(f"model '{name}': '{source.repo}' is no diffusers folder", hint, id="model.folder")
     return chosen
 
@@ -127,15 +150,29 @@ def _weights_of(part: str, known: set[str]) -> list[str]:
         whole = f"{part}/{stem}{variant}.safetensors"
         if whole in known:
             return [whole]
-        for index in (f"{part}/{stem}.safetensors.index{variant}.json", f"{part}/{stem}{variant}.safetensors.index.json"):
+        for index in (
+            f"{part}/{stem}.safetensors.index{variant}.json",
+            f"{part}/{stem}{variant}.safetensors.index.json",
+        ):
             if index in known:
-                return [index, *sorted(item for item in known if item.startswith(f"{part}/{stem}{variant}-") and item.endswith(".safetensors"))]
+                return [
+                    index,
+                    *sorted(
+                        item
+                        for item in known
+                        if item.startswith(f"{part}/{stem}{variant}-") and item.endswith(".safetensors")
+                    ),
+                ]
     pickled = f"{part}/{'pytorch_model' if stem == 'model' else stem}.bin"
     return [pickled] if pickled in known else []
 
 
-def _expected(source: Source, info: "ModelInfo", wanted: Iterable[str], root: Path, name: str) -> dict[str, tuple[int, str]]:
-    """Return size and sha256 of every file at its first pull: as pinned, as the hub announces (large files), else as it came."""
+def _expected(
+    source: Source, info: "ModelInfo", wanted: Iterable[str], root: Path, name: str
+) -> dict[str, tuple[int, str]]:
+    """Return size and sha256 of every file at its first pull: as pinned, as the hub announces (large files),
+    else as it came.
+    """
     announced: dict[str, RepoSibling] = {item.rfilename: item for item in info.siblings or ()}
     expected = {}
     for item in wanted:
@@ -159,12 +196,17 @@ def _compare(source: Source, name: str, root: Path, expected: dict[str, tuple[in
     for item, (size, sha256) in expected.items():
         path = root / item
         if not path.is_file():
-            raise ModelError(f"model '{name}': '{item}' is missing from the cache", f"get it again with: ddgen models pull {name}", id="model.absent")
+            raise ModelError(
+                f"model '{name}': '{item}' is missing from the cache",
+                f"get it again with: ddgen models pull {name}",
+                id="model.absent",
+            )
         found = digest(path)
         if path.stat().st_size != size or found != sha256:
             bad = _set_aside(path)
             raise ModelError(
-                f"model '{name}': sha256 of '{item}' is {found[:12]}..., expected {sha256[:12]}... (kept as '{bad.name}', never loaded)",
+                f"model '{name}': sha256 of '{item}' is {found[:12]}..., expected {sha256[:12]}... "
+                f"(kept as '{bad.name}', never loaded)",
                 f"get it again with: ddgen models pull {name}",
                 id="model.sha256",
             )
@@ -189,7 +231,9 @@ def remove(source: Source, name: str) -> int:
     assert source.repo is not None
     folder = hub.repo_dir(source.repo)
     if not folder.is_dir():
-        raise ModelError(f"model '{name}' is not in the cache", "'ddgen models' lists what is here", id="model.absent")
+        raise ModelError(
+            f"model '{name}' is not in the cache", "'ddgen models' lists what is here", id="model.absent"
+        )
     size = sum(item.stat().st_size for item in folder.rglob("*") if item.is_file() and not item.is_symlink())
     shutil.rmtree(folder)
     hub.forget(source.repo)
@@ -197,7 +241,7 @@ def remove(source: Source, name: str) -> int:
 
 
 def _meter(item: str, total: int, on_bytes: OnBytes | None) -> Any:
-    """Return the class that huggingface_hub makes its progress bar of: it draws nothing and tells `on_bytes`."""
+    """Return the class that huggingface_hub makes its bars of: it draws nothing and tells `on_bytes`."""
     from tqdm.auto import tqdm
 
     class Meter(tqdm):  # type: ignore[misc, type-arg]
@@ -222,21 +266,49 @@ def _explained(fault: Exception, repo: str, name: str) -> DdgenError:
     host = constants.ENDPOINT.split("://")[-1].split("/")[0]
     page = f"{constants.ENDPOINT}/{repo}"
     if isinstance(fault, errors.GatedRepoError):
-        return NetworkError(f"model '{name}' is gated (HTTP 401)", f"accept its licence at {page} and set HF_TOKEN", id="network.gated")
+        return NetworkError(
+            f"model '{name}' is gated (HTTP 401)",
+            f"accept its licence at {page} and set HF_TOKEN",
+            id="network.gated",
+        )
     if isinstance(fault, errors.RevisionNotFoundError):
-        return NetworkError(f"model '{name}': '{repo}' has no such revision", f"see {page} for those it has", id="network.revision")
+        return NetworkError(
+            f"model '{name}': '{repo}' has no such revision",
+            f"see {page} for those it has",
+            id="network.revision",
+        )
     if isinstance(fault, errors.RepositoryNotFoundError):
         return NetworkError(
-            f"model '{name}': {host} has no '{repo}', or it needs a login (HTTP 401 or 404)", "check the name; set HF_TOKEN if it is private", id="network.repo"
+            f"model '{name}': {host} has no '{repo}', or it needs a login (HTTP 401 or 404)",
+            "check the name; set HF_TOKEN if it is private",
+            id="network.repo",
         )
     if isinstance(fault, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError):
-        return NetworkError(f"download of '{name}' from {host} failed: no connection", "run it again to continue", id="network.download")
+        return NetworkError(
+            f"download of '{name}' from {host} failed: no connection",
+            "run it again to continue",
+            id="network.download",
+        )
     if isinstance(fault, errors.EntryNotFoundError):
-        return NetworkError(f"model '{name}': '{repo}' lacks a file that its list names", f"see {page}", id="network.file")
+        return NetworkError(
+            f"model '{name}': '{repo}' lacks a file that its list names", f"see {page}", id="network.file"
+        )
     if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"no space left in '{hub.cache_dir()}' for model '{name}'", "free some, or set HF_HOME to another disk", id="output.space")
+        return OutputError(
+            f"no space left in '{hub.cache_dir()}' for model '{name}'",
+            "free some, or set HF_HOME to another disk",
+            id="output.space",
+        )
     if isinstance(fault, OSError) and fault.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return OutputError(f"'{hub.cache_dir()}' cannot be written", "set HF_HOME to a directory of your own", id="output.permission")
+        return OutputError(
+            f"'{hub.cache_dir()}' cannot be written",
+            "set HF_HOME to a directory of your own",
+            id="output.permission",
+        )
     status = getattr(getattr(fault, "response", None), "status_code", None)
     reason = f"HTTP {status}" if status is not None else type(fault).__name__
-    return NetworkError(f"download of '{name}' from {host} failed: {reason}", "run it again to continue", id="network.download")
+    return NetworkError(
+        f"download of '{name}' from {host} failed: {reason}",
+        "run it again to continue",
+        id="network.download",
+    )

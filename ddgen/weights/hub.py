@@ -1,10 +1,13 @@
-"""Where pulled models lie, and what they were at their first pull. Torch-free; opens no socket and imports no hub library.
+"""Where pulled models lie, and what they were at their first pull. Torch-free; opens no socket and imports no
+hub library.
 
-Weights stay in the Hugging Face cache ($HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub), shared with other programs:
+Weights stay in the Hugging Face cache ($HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub), shared with
+other programs:
 
     models--ORG--REPO/refs/main -> commit        models--ORG--REPO/snapshots/COMMIT/FILE -> the file
 
-What a model was at its first pull (commit, sha256 and size of every file) is one JSON file in the user's state directory; ever after the same
+What a model was at its first pull (commit, sha256 and size of every file) is one JSON file in the user's
+state directory; ever after the same
 bytes are asked for, and others are refused.
 """
 
@@ -23,7 +26,12 @@ from ddgen.weights.spec import Source
 
 FILE = "pulled.json"
 MAIN = "main"
-_REFERENCE = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(?:@(?P<revision>[\w./-]{1,200}))?(?::(?P<file>[\w./ +()-]{1,300}))?", re.ASCII)
+_REFERENCE = re.compile(
+    r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})"
+    r"(?:@(?P<revision>[\w./-]{1,200}))?"
+    r"(?::(?P<file>[\w./ +()-]{1,300}))?",
+    re.ASCII,
+)
 _WANTED = ("model_index.json", "unet/config.json")
 
 
@@ -52,8 +60,12 @@ def key_of(source: Source) -> str:
 
 def cache_dir() -> Path:
     """Return the directory of the Hugging Face cache, as its own variables say."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
+    named = (
+        os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    )
     return Path(os.path.expandvars(named)).expanduser()
 
 
@@ -68,7 +80,9 @@ def repo_dir(repo: str) -> Path:
 
 
 def located(source: Source) -> Path | None:
-    """Return the file or folder of a source if it is here whole: as pulled, else as another program left it in the cache."""
+    """Return the file or folder of a source if it is here whole: as pulled, else as another program left it
+    in the cache.
+    """
     if source.path is not None or source.repo is None:
         return source.path
     found = pulled().get(key_of(source))
@@ -80,7 +94,11 @@ def located(source: Source) -> Path | None:
     snapshot = repo_dir(source.repo) / "snapshots" / revision
     if source.file:
         return snapshot / source.file if (snapshot / source.file).is_file() else None
-    return snapshot if all((snapshot / name).is_file() for name in _WANTED) and any(snapshot.glob("unet/*.safetensors")) else None
+    return (
+        snapshot
+        if all((snapshot / name).is_file() for name in _WANTED) and any(snapshot.glob("unet/*.safetensors"))
+        else None
+    )
 
 
 def _commit(source: Source) -> str:
@@ -111,7 +129,11 @@ def check(source: Source, name: str, path: Path, digest: str) -> None:
         expected, origin = source.sha256, "weights.toml says"
     elif source.repo is not None:
         found = pulled().get(key_of(source))
-        names = {} if found is None else {item: sha for item, (_, sha) in found.files.items() if path.as_posix().endswith(f"/{item}")}
+        names = (
+            {}
+            if found is None
+            else {item: sha for item, (_, sha) in found.files.items() if path.as_posix().endswith(f"/{item}")}
+        )
         if names:
             expected, origin = names[max(names, key=len)], "at its first pull it was"
     if expected is not None and digest != expected:
@@ -132,19 +154,28 @@ def pulled() -> dict[str, Pulled]:
     """Return what was pulled on this machine, by key.
 
     Raises:
-        ModelError: the record is damaged; it is not thrown away in silence, since it is what files are compared with.
+        ModelError: the record is damaged; it is not thrown away in silence, since it is what files are
+        compared with.
     """
     path = _lock_file()
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return {
-            str(key): Pulled(str(item["repo"]), str(item["revision"]), {str(n): (int(s), str(h)) for n, (s, h) in item["files"].items()})
+            str(key): Pulled(
+                str(item["repo"]),
+                str(item["revision"]),
+                {str(n): (int(s), str(h)) for n, (s, h) in item["files"].items()},
+            )
             for key, item in data.items()
         }
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ModelError(f"the record of pulled models, '{path}', cannot be read", "delete it, and pull the models again", id="model.record") from None
+        raise ModelError(
+            f"the record of pulled models, '{path}', cannot be read",
+            "delete it, and pull the models again",
+            id="model.record",
+        ) from None
 
 
 def remember(key: str, record: Pulled) -> None:

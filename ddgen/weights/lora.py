@@ -1,9 +1,12 @@
-"""Adapters (LoRA and its relatives) on a model's weights: read, matched with the model, added, and taken off again bit for bit.
+"""Adapters (LoRA and its relatives) on a model's weights: read, matched with the model, added, and taken off
+again bit for bit.
 
     W' = W + a s dW for every touched weight; dW in float32, W read from the model's own file
 
-An adapter is data from strangers: ranks, scales and values have limits, keys that fit nothing are named, a file that fits nothing is an
-error. Taking one off is reading the touched tensors again, so that nothing adds up over a day of changes. Formulas: lora_maths.py; names: lora_names.py.
+An adapter is data from strangers: ranks, scales and values have limits, keys that fit nothing are named, a
+file that fits nothing is an
+error. Taking one off is reading the touched tensors again, so that nothing adds up over a day of changes.
+Formulas: lora_maths.py; names: lora_names.py.
 """
 
 import json
@@ -33,7 +36,9 @@ Read = Callable[[str, str], Tensor]
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter file. groups: the module as the file spells it -> its tensors by role; strangers: keys of no dialect."""
+    """An adapter file. groups: the module as the file spells it -> its tensors by role; strangers: keys of no
+    dialect.
+    """
 
     path: Path
     groups: dict[str, Roles]
@@ -67,14 +72,20 @@ def open_adapter(path: str | Path) -> Adapter:
             continue
         roles = groups.setdefault(found[0], {})
         if found[1] in roles:
-            raise ModelError(f"LoRA '{path.name}': gives '{found[0]}' its {found[1]} twice", "get the file from its source again", id="model.lora-twice")
+            raise ModelError(
+                f"LoRA '{path.name}': gives '{found[0]}' its {found[1]} twice",
+                "get the file from its source again",
+                id="model.lora-twice",
+            )
         roles[found[1]] = tensor
     for module in [module for module, roles in groups.items() if not _complete(roles)]:
         strangers += [f"{module} ({', '.join(groups.pop(module))})"]
     adapter = Adapter(path, groups, tuple(strangers))
     if not groups:
         first = next(iter(tensors), "none")
-        raise adapter.refuse(f"holds no adapter that ddgen knows (first tensor: {first!a})", "give a LoRA file", "unknown")
+        raise adapter.refuse(
+            f"holds no adapter that ddgen knows (first tensor: {first!a})", "give a LoRA file", "unknown"
+        )
     _fill_alphas(groups, _peft_settings(path, metadata))
     for module, roles in groups.items():
         _check(adapter, module, roles)
@@ -83,43 +94,66 @@ def open_adapter(path: str | Path) -> Adapter:
 
 def _complete(roles: Roles) -> bool:
     kinds = (
-        {"down", "up"}, {"w1_a", "w1_b", "w2_a", "w2_b"}, {"a1", "a2", "b1", "b2"}, {"on_input", "ia3"}, {"oft_blocks"},
+        {"down", "up"}, {"w1_a", "w1_b", "w2_a", "w2_b"}, {"a1", "a2", "b1", "b2"}, {"on_input", "ia3"},
+        {"oft_blocks"},
         {"oft_diag"}, {"diff"}, {"diff_b"}, {"set"},
     )  # fmt: skip
-    kron = ("k1" in roles or {"k1_a", "k1_b"} <= roles.keys()) and ("k2" in roles or {"k2_a", "k2_b"} <= roles.keys())
+    kron = ("k1" in roles or {"k1_a", "k1_b"} <= roles.keys()) and (
+        "k2" in roles or {"k2_a", "k2_b"} <= roles.keys()
+    )
     return kron or any(kind <= roles.keys() for kind in kinds)
 
 
 def _check(adapter: Adapter, module: str, roles: Roles) -> None:
     for role, tensor in roles.items():
         if not torch.isfinite(tensor.float()).all():
-            raise adapter.refuse(f"'{module}' holds non-finite values ({role})", "the file is damaged, download it again", "nan")
+            raise adapter.refuse(
+                f"'{module}' holds non-finite values ({role})",
+                "the file is damaged, download it again",
+                "nan",
+            )
         if role in ("alpha", "scalar") and tensor.numel() != 1:
-            raise adapter.refuse(f"'{module}' has {tensor.numel()} values for {role}", "get the file from its source again", "shape")
+            raise adapter.refuse(
+                f"'{module}' has {tensor.numel()} values for {role}",
+                "get the file from its source again",
+                "shape",
+            )
     for role, axis in (("down", 0), ("up", 1), ("w1_b", 0), ("w2_b", 0), ("k1_b", 0), ("k2_b", 0)):
         if role in roles and roles[role].ndim > axis and roles[role].shape[axis] > MAX_RANK:
             rank = roles[role].shape[axis]
-            raise adapter.refuse(f"rank {rank} is over the limit of {MAX_RANK}", f"resize it to {MAX_RANK} or less", "rank")
+            raise adapter.refuse(
+                f"rank {rank} is over the limit of {MAX_RANK}", f"resize it to {MAX_RANK} or less", "rank"
+            )
 
 
 def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
-    """Return PEFT's settings, "component.setting": from the header's metadata, or from adapter_config.json beside the file."""
+    """Return PEFT's settings, "component.setting": from the header's metadata, or from adapter_config.json
+    beside the file.
+    """
     beside = path.with_name("adapter_config.json")
     try:
         if "lora_adapter_metadata" in metadata:
             found = json.loads(metadata["lora_adapter_metadata"])
         elif path.name in names.FOLDER_FILES and beside.is_file() and beside.stat().st_size < 2**20:
             table = json.loads(beside.read_text(encoding="utf-8"))
-            found = {f"{part}.{key}": value for part in ("unet", "text_encoder", "text_encoder_2") for key, value in table.items()}
+            found = {
+                f"{part}.{key}": value
+                for part in ("unet", "text_encoder", "text_encoder_2")
+                for key, value in table.items()
+            }
         else:
             return {}
     except (OSError, ValueError, AttributeError, RecursionError):
-        raise ModelError(f"LoRA '{path.name}': its settings are not JSON", "download it again", id="model.lora-settings") from None
+        raise ModelError(
+            f"LoRA '{path.name}': its settings are not JSON", "download it again", id="model.lora-settings"
+        ) from None
     return found if isinstance(found, dict) else {}
 
 
 def _fill_alphas(groups: dict[str, Roles], settings: Mapping[str, object]) -> None:
-    """Give the alpha that PEFT keeps in settings to the modules that have none: alpha / sqrt(rank) for rank-stabilised ones."""
+    """Give the alpha that PEFT keeps in settings to the modules that have none: alpha / sqrt(rank) for
+    rank-stabilised ones.
+    """
     for module, roles in groups.items():
         part = names.component(module)
         alpha = settings.get(f"{part}.lora_alpha", settings.get(f"{part}.alpha"))
@@ -127,18 +161,23 @@ def _fill_alphas(groups: dict[str, Roles], settings: Mapping[str, object]) -> No
             continue
         patterns = settings.get(f"{part}.alpha_pattern")
         for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            tail = str(pattern).lstrip("^").replace("\\.", ".")  # a name, or the end of one; never run as an expression
+            tail = (
+                str(pattern).lstrip("^").replace("\\.", ".")
+            )  # a name, or the end of one; never run as an expression
             if module == tail or module.endswith(f".{tail}"):
                 alpha = value
         if isinstance(alpha, int | float) and math.isfinite(alpha):
             stable = "down" in roles and settings.get(f"{part}.use_rslora") is True
-            roles["alpha"] = torch.tensor(alpha * math.sqrt(roles["down"].shape[0]) if stable else float(alpha), dtype=torch.float64)
+            roles["alpha"] = torch.tensor(
+                alpha * math.sqrt(roles["down"].shape[0]) if stable else float(alpha), dtype=torch.float64
+            )
 
 
 class Adapted:
     """A model's modules with a changeable set of adapters on their weights.
 
-    modules: by part ("unet", "text.0", ...). read: gives a weight as the model's file stores it. model: its name, for messages.
+    modules: by part ("unet", "text.0", ...). read: gives a weight as the model's file stores it. model: its
+    name, for messages.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], arch: Arch, read: Read, model: str) -> None:
@@ -149,10 +188,12 @@ class Adapted:
         self._touched: set[Place] = set()
 
     def set(self, adapters: Sequence[tuple[Adapter, float]]) -> list[str]:
-        """Put exactly these adapters, each with its weight, on the model in place of those before; return notes on keys that fit nothing.
+        """Put exactly these adapters, each with its weight, on the model in place of those before; return
+        notes on keys that fit nothing.
 
         Raises:
-            ModelError: an adapter of which nothing fits, or that was made for another family; the model is then as in its file.
+            ModelError: an adapter of which nothing fits, or that was made for another family; the model is
+            then as in its file.
         """
         changes: dict[Place, list[tuple[Adapter, str, Roles, float]]] = {}
         try:
@@ -178,7 +219,11 @@ class Adapted:
     def _matched(self, adapter: Adapter) -> dict[str, Place]:
         matched = {module: self._places[module] for module in adapter.groups if module in self._places}
         if not matched:
-            raise adapter.refuse(f"none of its {adapter.count} keys fit model '{self._model}'{_family(adapter)}", _other(adapter), "unfit")
+            raise adapter.refuse(
+                f"none of its {adapter.count} keys fit model '{self._model}'{_family(adapter)}",
+                _other(adapter),
+                "unfit",
+            )
         return matched
 
     def _notes(self, adapter: Adapter, matched: Mapping[str, Place]) -> list[str]:
@@ -187,7 +232,10 @@ class Adapted:
             return []
         shown = ", ".join(left[:SHOWN]) + (f" (+{len(left) - SHOWN} more)" if len(left) > SHOWN else "")
         total = len(adapter.groups) + len(adapter.strangers)
-        return [f"LoRA '{adapter.path.name}': {len(left)} of {total} entries fit nothing in model '{self._model}': {shown}"]
+        return [
+            f"LoRA '{adapter.path.name}': {len(left)} of {total} entries fit nothing in model "
+            f"'{self._model}': {shown}"
+        ]
 
     @torch.no_grad()
     def _write(self, place: Place, changes: Sequence[tuple[Adapter, str, Roles, float]]) -> None:
@@ -199,11 +247,17 @@ class Adapted:
             if parameter is None:
                 for adapter, spelt, roles, _ in changes:
                     if "diff_b" in roles:
-                        raise adapter.refuse(f"'{spelt}' changes a bias that the model does not have{_family(adapter)}", _other(adapter), "unfit")
+                        raise adapter.refuse(
+                            f"'{spelt}' changes a bias that the model does not have{_family(adapter)}",
+                            _other(adapter),
+                            "unfit",
+                        )
                 continue
             value = self._read(part, f"{module}.{kind}").reshape(parameter.shape)
             if changes:
-                value = value.to(device=parameter.device, dtype=torch.promote_types(value.dtype, torch.float32))
+                value = value.to(
+                    device=parameter.device, dtype=torch.promote_types(value.dtype, torch.float32)
+                )
             for adapter, spelt, roles, weight in changes:
                 moved = {role: tensor.to(value) for role, tensor in roles.items()}
                 try:
@@ -211,7 +265,9 @@ class Adapted:
                         raise maths.Unfit(f"has alpha / rank over the limit of {MAX_SCALE:g}")
                     value = apply(value, moved, weight)
                 except maths.Unfit as reason:
-                    raise adapter.refuse(f"'{spelt}' {reason}{_family(adapter)}", _other(adapter), "unfit") from None
+                    raise adapter.refuse(
+                        f"'{spelt}' {reason}{_family(adapter)}", _other(adapter), "unfit"
+                    ) from None
             parameter.copy_(value.to(parameter.dtype))
 
 
@@ -219,7 +275,11 @@ def _places(modules: Mapping[str, nn.Module], arch: Arch) -> dict[str, Place]:
     """Return every spelling of every module that has a weight."""
     found: dict[str, Place] = {}
     for part, module in modules.items():
-        own = [name for name, child in module.named_modules() if isinstance(getattr(child, "weight", None), Tensor)]
+        own = [
+            name
+            for name, child in module.named_modules()
+            if isinstance(getattr(child, "weight", None), Tensor)
+        ]
         if part == "unet":
             found |= dict(names.unet_spellings(own, arch.unet))
         else:
@@ -243,4 +303,8 @@ def _family(adapter: Adapter) -> str:
 
 def _other(adapter: Adapter) -> str:
     family = _looks_like(adapter)
-    return f"choose an {family} model" if family is not None else "choose a model of the family that it was made for"
+    return (
+        f"choose an {family} model"
+        if family is not None
+        else "choose a model of the family that it was made for"
+    )

@@ -1,14 +1,22 @@
 """The formulas of the LoRA family: a weight W and the few tensors that a file has for it give the weight W'.
 
-    LoRA     W' = W + a s (up down)               s = alpha / rank                     Hu et al. 2021, arXiv 2106.09685
-    LoHa     W' = W + a s (w1a w1b) o (w2a w2b)                                        Hyeon-Woo et al. 2021, arXiv 2108.06098
-    LoKr     W' = W + a s kron(w1, w2)                                                 Yeh et al. 2023, arXiv 2309.14859
-    GLoRA    W' = W + a s (b2 b1 + W a2 a1)                                            Chavan et al. 2023, arXiv 2306.07967
-    OFT      W' = W + a (R W - W), R block-diagonal and orthogonal                     Qiu et al. 2023, arXiv 2306.07280
-    (IA)3    W' = W + a W o w                                                          Liu et al. 2022, arXiv 2205.05638
-    DoRA     W' = W + a (m V / |V| - W), V = W + s dW of any of the first three        Liu et al. 2024, arXiv 2402.09353
+    LoRA     W' = W + a s (up down)               s = alpha / rank                     Hu et al. 2021, arXiv
+    2106.09685
+    LoHa     W' = W + a s (w1a w1b) o (w2a w2b)                                        Hyeon-Woo et al. 2021,
+    arXiv 2108.06098
+    LoKr     W' = W + a s kron(w1, w2)                                                 Yeh et al. 2023, arXiv
+    2309.14859
+    GLoRA    W' = W + a s (b2 b1 + W a2 a1)                                            Chavan et al. 2023,
+    arXiv 2306.07967
+    OFT      W' = W + a (R W - W), R block-diagonal and orthogonal                     Qiu et al. 2023, arXiv
+    2306.07280
+    (IA)3    W' = W + a W o w                                                          Liu et al. 2022, arXiv
+    2205.05638
+    DoRA     W' = W + a (m V / |V| - W), V = W + s dW of any of the first three        Liu et al. 2024, arXiv
+    2402.09353
 
-a is the user's weight: 0 leaves W, 1 is the adapter as trained. All in the dtype of W, which the caller makes float32 or float64.
+a is the user's weight: 0 leaves W, 1 is the adapter as trained. All in the dtype of W, which the caller makes
+float32 or float64.
 """
 
 import torch
@@ -35,7 +43,9 @@ def merge(weight: Tensor, roles: Roles, multiplier: float) -> Tensor:
     if "oft_blocks" in roles or "oft_diag" in roles:
         return weight + multiplier * (_rotated(weight, roles) - weight)
     if "on_input" in roles:
-        return weight + multiplier * weight * _along(roles["ia3"].flatten(), weight, axis=1 if bool(roles["on_input"].any()) else 0)
+        return weight + multiplier * weight * _along(
+            roles["ia3"].flatten(), weight, axis=1 if bool(roles["on_input"].any()) else 0
+        )
     if not low_rank(roles):
         return weight
     change = scale_of(roles, weight) * _fitted(delta(weight, roles), weight)
@@ -59,7 +69,7 @@ def low_rank(roles: Roles) -> bool:
 
 
 def rank_of(roles: Roles, weight: Tensor) -> int:
-    """Return the rank by which alpha is divided; 0 where nothing is factored (LoKr with two whole matrices)."""
+    """Return the rank by which alpha is divided; 0 where nothing is factored (LoKr of two whole matrices)."""
     if "down" in roles:
         return roles["down"].shape[0]
     if "w1_b" in roles:
@@ -81,7 +91,9 @@ def scale_of(roles: Roles, weight: Tensor) -> float:
 
 
 def delta(weight: Tensor, roles: Roles) -> Tensor:
-    """Return the change without alpha or multiplier; the shape may still differ from the weight's by squeezed sides."""
+    """Return the change without alpha or multiplier; the shape may still differ from the weight's by squeezed
+    sides.
+    """
     try:
         if "down" in roles:
             return _lora(roles)
@@ -123,7 +135,7 @@ def _kron(roles: Roles) -> Tensor:
 
 
 def _old_glora(roles: Roles, weight: Tensor) -> bool:
-    """Which of the two orders of factors a GLoRA file has. Ref: the two releases of LyCORIS's glora module."""
+    """Whether the factors are in the order of LyCORIS's first release of GLoRA, or in the later one."""
     a1, a2, b1, b2 = (roles[role] for role in ("a1", "a2", "b1", "b2"))
     old = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
     new = b1.shape[1] == b2.shape[0] == a2.shape[0] == a1.shape[1]
@@ -139,7 +151,11 @@ def _glora(weight: Tensor, roles: Roles) -> Tensor:
 
 def _rotated(weight: Tensor, roles: Roles) -> Tensor:
     blocks = roles["oft_blocks"] if "oft_blocks" in roles else roles["oft_diag"]
-    if blocks.ndim != 3 or blocks.shape[0] * blocks.shape[1] != weight.shape[0] or blocks.shape[1] != blocks.shape[2]:
+    if (
+        blocks.ndim != 3
+        or blocks.shape[0] * blocks.shape[1] != weight.shape[0]
+        or blocks.shape[1] != blocks.shape[2]
+    ):
         raise Unfit("has rotations of a kind or size that is not known here (butterfly OFT?)")
     if "oft_blocks" in roles:
         skew = blocks - blocks.transpose(1, 2)
@@ -161,7 +177,9 @@ def _fitted_column(column: Tensor, weight: Tensor) -> Tensor:
 
 
 def _decomposed(value: Tensor, roles: Roles) -> Tensor:
-    """Return m V / |V|: PEFT's magnitude and [out, 1] scales are per output row, [1, in] scales per input column."""
+    """Return m V / |V|: PEFT's magnitude and [out, 1] scales are per output row, [1, in] scales per input
+    column.
+    """
     if "magnitude" in roles:
         magnitude, axis = roles["magnitude"].flatten(), 0
     else:
@@ -181,7 +199,9 @@ def _along(values: Tensor, weight: Tensor, axis: int) -> Tensor:
 
 
 def _fitted(change: Tensor, weight: Tensor) -> Tensor:
-    """Return the change in the weight's shape; a first convolution with more input channels gets zeros for the new ones."""
+    """Return the change in the weight's shape; a first convolution with more input channels gets zeros for
+    the new ones.
+    """
     if change.shape == weight.shape:
         return change
     squeezed = [tuple(s for i, s in enumerate(t.shape) if i < 2 or s > 1) for t in (change, weight)]
@@ -189,7 +209,11 @@ def _fitted(change: Tensor, weight: Tensor) -> Tensor:
         return change.reshape(weight.shape)
     if weight.ndim == 4 and change.ndim == 2 and change.shape == (weight.shape[0], weight[0].numel()):
         return change.reshape(weight.shape)  # LoHa and LoKr keep convolutions flat
-    same_but_inputs = change.ndim == weight.ndim == 4 and change.shape[0] == weight.shape[0] and change.shape[2:] == weight.shape[2:]
+    same_but_inputs = (
+        change.ndim == weight.ndim == 4
+        and change.shape[0] == weight.shape[0]
+        and change.shape[2:] == weight.shape[2:]
+    )
     if same_but_inputs and change.shape[1] < weight.shape[1] <= 16:
         padded = torch.zeros_like(weight)
         padded[:, : change.shape[1]] = change

@@ -1,11 +1,13 @@
-"""What LoRA files call things: their many spellings of a module's name, and of the role that a tensor has for it. Torch-free.
+"""What LoRA files call things: their many spellings of a module's name, and of the role that a tensor has for
+it. Torch-free.
 
     lora_unet_down_blocks_0_attentions_0_proj_in . lora_down.weight        kohya       (also with LDM paths)
     unet.down_blocks.0.attentions.0.proj_in      . lora_A.weight           PEFT
     lycoris_down_blocks_0_attentions_0_proj_in   . lokr_w1_a               LyCORIS
     diffusion_model.input_blocks.1.1.proj_in     . diff_b                  ComfyUI
 
-Underscores cannot be split back into dots, so nothing is parsed: every module of the *model* is written in every spelling, and a file's
+Underscores cannot be split back into dots, so nothing is parsed: every module of the *model* is written in
+every spelling, and a file's
 names are looked up among those.
 """
 
@@ -29,9 +31,10 @@ ROLES = {
     "_lora.down.weight": "down", "_lora.up.weight": "up",
     ".alpha": "alpha", ".lora.alpha": "alpha", ".lora_linear_layer.alpha": "alpha",
     ".scalar": "scalar", ".dora_scale": "dora",
-    ".hada_w1_a": "w1_a", ".hada_w1_b": "w1_b", ".hada_w2_a": "w2_a", ".hada_w2_b": "w2_b", ".hada_t1": "t1", ".hada_t2": "t2",
-    ".lokr_w1": "k1", ".lokr_w1_a": "k1_a", ".lokr_w1_b": "k1_b", ".lokr_w2": "k2", ".lokr_w2_a": "k2_a", ".lokr_w2_b": "k2_b",
-    ".lokr_t2": "kt2",
+    ".hada_w1_a": "w1_a", ".hada_w1_b": "w1_b", ".hada_w2_a": "w2_a", ".hada_w2_b": "w2_b",
+    ".hada_t1": "t1", ".hada_t2": "t2",
+    ".lokr_w1": "k1", ".lokr_w1_a": "k1_a", ".lokr_w1_b": "k1_b",
+    ".lokr_w2": "k2", ".lokr_w2_a": "k2_a", ".lokr_w2_b": "k2_b", ".lokr_t2": "kt2",
     ".a1.weight": "a1", ".a2.weight": "a2", ".b1.weight": "b1", ".b2.weight": "b2",
     ".oft_blocks": "oft_blocks", ".oft_diag": "oft_diag", ".rescale": "rescale",
     ".diff": "diff", ".diff_b": "diff_b", ".w_norm": "diff", ".b_norm": "diff_b", ".set_weight": "set",
@@ -43,7 +46,9 @@ _OLD_PROCESSOR = re.compile(r"(.*?\.)(?:processor\.)?to_(q|k|v|out)_lora")
 
 
 def parse(key: str) -> tuple[str, str] | None:
-    """Return the module's name as the file spells it and the tensor's role, or None when the key is of no dialect."""
+    """Return the module's name as the file spells it and the tensor's role, or None when the key is of no
+    dialect.
+    """
     found = _PEFT.search(key)
     if found is not None:
         module, role = key[: found.start()], _PEFT_ROLES[found[1]]
@@ -85,7 +90,10 @@ def unet_spellings(modules: Iterable[str], config: UNetConfig) -> Iterator[tuple
 def text_spellings(modules: Iterable[str], index: int, count: int) -> Iterator[tuple[str, Place]]:
     """Yield every spelling of every module of text tower `index` of `count`."""
     short = ("lora_te",) if count == 1 else (f"lora_te{index + 1}",)
-    long = ["text_encoder" if index == 0 else "text_encoder_2", ("clip_l" if index == 0 else "clip_g") + ".transformer"]
+    long = [
+        "text_encoder" if index == 0 else "text_encoder_2",
+        ("clip_l" if index == 0 else "clip_g") + ".transformer",
+    ]
     long += [f"text_encoders.{long[1]}"]
     for module in modules:
         place = (f"text.{index}", module)
@@ -106,7 +114,9 @@ def component(module: str) -> str:
 
 
 def looks_like(widths: Iterable[int], modules: Iterable[str]) -> str | None:
-    """Guess the family of an adapter from the input widths of its cross-attention keys, or from its text towers' names."""
+    """Guess the family of an adapter from the input widths of its cross-attention keys, or from its text
+    towers' names.
+    """
     families = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "the SDXL refiner"}
     for width in widths:
         if width in families:

@@ -1,8 +1,11 @@
 """Reading .ckpt, .pt, .pth and .bin files without running what is in them. Torch-free.
 
-A pickle is a program. A child process with no rights (unpickle_child.py) interprets it with an allowlist of inert records and answers
-with a list: this tensor, this dtype and shape, these bytes of the file. Here that list is checked against the file and becomes a Header
-like that of a safetensors file, so that whatever reads one reads the other. There is no torch.load, no fallback and no switch for one.
+A pickle is a program. A child process with no rights (unpickle_child.py) interprets it with an allowlist of
+inert records and answers
+with a list: this tensor, this dtype and shape, these bytes of the file. Here that list is checked against the
+file and becomes a Header
+like that of a safetensors file, so that whatever reads one reads the other. There is no torch.load, no
+fallback and no switch for one.
 """
 
 import json
@@ -22,7 +25,8 @@ MAX_ANSWER = 64 * 2**20  # bytes
 MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 
@@ -30,7 +34,8 @@ DTYPES = {
 def read_weights_header(path: str | Path) -> Header:
     """Read what a weights file holds, safetensors or pickled: its first bytes decide, never its name.
 
-    A safetensors file begins with a length, which may look like a pickle's beginning (640 is 80 02): its brace is looked for first.
+    A safetensors file begins with a length, which may look like a pickle's beginning (640 is 80 02): its
+    brace is looked for first.
 
     Raises:
         ModelError: missing, damaged, not weights, or asking for something that is not allowed.
@@ -44,7 +49,8 @@ def read_weights_header(path: str | Path) -> Header:
 
 
 def read_pickled_header(path: str | Path) -> Header:
-    """Read what a pickled weights file holds. Plain numbers and words of its top level (`global_step`, `name`) become metadata.
+    """Read what a pickled weights file holds. Plain numbers and words of its top level (`global_step`,
+    `name`) become metadata.
 
     Raises:
         ModelError: missing, damaged, not weights, or asking for something outside the allowlist (named).

@@ -1,8 +1,12 @@
-"""The child half of unpickle.py: turn a pickled weights file into a list of byte ranges, and run nothing that it asks for.
+"""The child half of unpickle.py: turn a pickled weights file into a list of byte ranges, and run nothing that
+it asks for.
 
-Run isolated (`python -I -S`), with the weights file as standard input and JSON on standard output. Standard library only. Before a
-byte is read the process gives up opening files, sockets and much memory and time. Globals are looked up in an allowlist of inert
-records (unpickle_records.py); there is no other way from the pickle to code. No tensor data is read here: the answer says where in
+Run isolated (`python -I -S`), with the weights file as standard input and JSON on standard output. Standard
+library only. Before a
+byte is read the process gives up opening files, sockets and much memory and time. Globals are looked up in an
+allowlist of inert
+records (unpickle_records.py); there is no other way from the pickle to code. No tensor data is read here: the
+answer says where in
 the file each tensor lies, and the parent checks that against the file's size and reads it.
 """
 
@@ -53,7 +57,9 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, int]
 
 
 def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """Return the same of torch's format before 1.6: five pickles in a row, then the storages, each behind its length."""
+    """Return the same of torch's format before 1.6: five pickles in a row, then the storages, each behind its
+    length.
+    """
     stream = io.BytesIO(file.read(min(size, MAX_PICKLE)))
     if stream.getvalue()[257:262] == b"ustar":
         raise Refused(
@@ -85,7 +91,7 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, i
 
 
 def _walk(value: Any) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Return the tensors by dotted name and the plain values of the top level; every object is visited once."""
+    """Return the tensors by dotted name and the top level's plain values; every object is visited once."""
     scalars: dict[str, object] = {}
     while isinstance(value, dict):
         for key, entry in value.items():
@@ -186,7 +192,9 @@ def index(file: BinaryIO, size: int) -> dict[str, object]:
 
 
 def give_up_rights(seconds: float, memory: int) -> None:
-    """Leave this process no new files, sockets or written bytes, `memory` bytes of address space and `seconds` of CPU."""
+    """Leave this process no new files, sockets or written bytes, `memory` bytes of address space and
+    `seconds` of CPU.
+    """
     import resource
 
     for codec in ("latin-1", "utf-8", "cp437", "ascii", "raw_unicode_escape"):
@@ -218,7 +226,8 @@ def main() -> None:
         answer = {"refused": "asks for more memory than a list of tensors needs; refused as unsafe"}
     except Exception as fault:  # noqa: BLE001 - a process seam: whatever a damaged pickle raises is an answer, not a crash
         answer = {
-            "refused": f"is a damaged pickle ({type(fault).__name__}); download it again or get the .safetensors version"
+            "refused": f"is a damaged pickle ({type(fault).__name__}); "
+            "download it again or get the .safetensors version"
         }
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()

@@ -1,4 +1,5 @@
-"""The only things that a pickled weights file can make: tensors as places in a storage, and records that do nothing.
+"""The only things that a pickled weights file can make: tensors as places in a storage, and records that do
+nothing.
 
     the pickle says                        here
     torch._utils._rebuild_tensor_v2(...)   Tensor(storage, dtype, offset, shape, stride)
@@ -18,7 +19,8 @@ ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m
 ITEMSIZE |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8",
 }  # fmt: skip
@@ -53,7 +55,9 @@ class Tensor(NamedTuple):
 
 
 class Record:
-    """Stands for an object that we have no use for: takes anything, does nothing, keeps its state to be looked into."""
+    """Stands for an object that we have no use for: takes anything, does nothing, keeps its state to be
+    looked into.
+    """
 
     state: object = None
 
@@ -124,17 +128,22 @@ ALLOWED |= {f"torch.storage.{name}": DType(dtype) for name, dtype in STORAGES.it
 ALLOWED |= {f"torch.{name}": DType(name) for name in ITEMSIZE}
 # What training programs leave beside the weights: callbacks, schedules, counters. None of it is called.
 ALLOWED |= dict.fromkeys(
-    """collections.defaultdict collections.Counter argparse.Namespace pathlib.PosixPath pathlib.WindowsPath datetime.datetime
-    builtins.set builtins.frozenset builtins.list builtins.dict builtins.int builtins.float builtins.bool builtins.complex
-    builtins.slice __builtin__.set __builtin__.frozenset __builtin__.list __builtin__.dict __builtin__.int __builtin__.float
+    """collections.defaultdict collections.Counter argparse.Namespace pathlib.PosixPath pathlib.WindowsPath
+    datetime.datetime
+    builtins.set builtins.frozenset builtins.list builtins.dict builtins.int builtins.float builtins.bool
+    builtins.complex
+    builtins.slice __builtin__.set __builtin__.frozenset __builtin__.list __builtin__.dict __builtin__.int
+    __builtin__.float
     __builtin__.object __builtin__.complex builtins.object copy_reg._reconstructor copyreg._reconstructor
     _codecs.encode numpy.dtype numpy.ndarray numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct
     numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy.float64 numpy.float32 numpy.int64
     torch.device torch.nn.parameter.Parameter torch.nn.parameter.UninitializedParameter
     torch.nn.modules.container.ParameterDict torch.nn.modules.container.ParameterList torch.Tensor
-    pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint pytorch_lightning.callbacks.early_stopping.EarlyStopping
+    pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint
+    pytorch_lightning.callbacks.early_stopping.EarlyStopping
     pytorch_lightning.utilities.parsing.AttributeDict lightning_fabric.utilities.data.AttributeDict
-    omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.ContainerMetadata omegaconf.base.Metadata
+    omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.ContainerMetadata
+    omegaconf.base.Metadata
     omegaconf.nodes.AnyNode omegaconf.nodes.StringNode omegaconf.nodes.IntegerNode omegaconf.nodes.FloatNode
     omegaconf.nodes.BooleanNode typing.Any""".split(),
     Record,

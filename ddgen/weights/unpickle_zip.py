@@ -1,6 +1,8 @@
-"""A zip archive as torch writes it: entries stored as they are, distinct, apart and plainly named; anything else is refused.
+"""A zip archive as torch writes it: entries stored as they are, distinct, apart and plainly named; anything
+else is refused.
 
-Nothing is extracted: the answer is where each entry's bytes lie. Standard library only, as unpickle_records.py.
+Nothing is extracted: the answer is where each entry's bytes lie. Standard library only, as
+unpickle_records.py.
 """
 
 import zipfile
@@ -13,7 +15,9 @@ MAX_NAME = 256
 
 
 def entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
-    """Return name -> (start, bytes) of a zip archive whose entries are stored, distinct, apart and plainly named."""
+    """Return name -> (start, bytes) of a zip archive whose entries are stored, distinct, apart and plainly
+    named.
+    """
     file.seek(max(0, size - 22))
     if file.read(4) != b"PK\x05\x06":
         raise Refused("is a zip archive cut short, or with something behind its end; download it again")
@@ -38,7 +42,8 @@ def entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
             raise Refused(f"is a zip archive that lists '{safe(name)}' twice; refused as unsafe")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise Refused(
-                f"is a zip archive with a compressed entry ('{safe(name)}'); refused, get the .safetensors version"
+                f"is a zip archive with a compressed entry ('{safe(name)}'); "
+                "refused, get the .safetensors version"
             )
         if info.flag_bits & 0x1:
             raise Refused("is an encrypted zip archive, not weights")
