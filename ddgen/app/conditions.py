@@ -83,8 +83,9 @@ def bind(pipeline: Pipeline, jobs: Sequence[Job], grid: Grid, beside: Tensor | N
     by_image = beside is not None and image_scale is not None and (image_scale != 1 or bool((scale != 1).any()))
     unconditional = composed or by_image or bool((scale != 1).any())
     towards = [_toward(job, parts) for job, parts in zip(jobs, positives, strict=True)]
-    if beside is not None and not by_image:
-        denoiser = with_channels(denoiser, beside)
+    if beside is not None:
+        beside = beside.expand(len(jobs), -1, -1, -1)
+        denoiser = denoiser if by_image else with_channels(denoiser, beside)
 
     guide = partial(guided_by_image, beside=beside, image_scale=image_scale) if by_image else guided
 

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from ddgen.app.verbs import kept_steps, reads
 from ddgen.diffusion.denoiser import Denoise
 from ddgen.diffusion.spacing import Grid
 from ddgen.errors import UsageError
@@ -71,24 +72,6 @@ class Begun:
     blended: bool
 
 
-def reads(arch: Arch) -> str:
-    """Return what the network reads beside x_t, told by its input channels: "", "mask" or "image".
-
-    Raises:
-        UsageError: neither.
-    """
-    channels, found = arch.first_stage.channels, arch.unet.in_channels
-    kinds = {channels: "", 2 * channels + 1: "mask", 2 * channels: "image"}
-    if found not in kinds:
-        raise UsageError(f"the network reads {found} channels, of which {channels} are understood", "choose another --model")
-    return kinds[found]
-
-
-def kept_steps(steps: int, strength: float | None) -> int:
-    """Return how many of the steps an edit of some strength runs, as diffusers counts them, but never none."""
-    return steps if strength is None else max(1, min(int(steps * strength), steps))
-
-
 def later(grid: Grid, edit: Edit | None) -> Grid:
     """Return the part of the grid that is run."""
     if edit is None or edit.strength is None:
@@ -111,10 +94,10 @@ def begin(pipeline: Pipeline, source: Source | None, width: int, height: int) ->
             raise UsageError(f"model '{pipeline.spec.name}' follows instructions about a picture", mend, id="usage.image")
         if not kind:
             return None
-        nothing = torch.zeros(1, 3, height, width, device=pipeline.device)
+        nothing = torch.zeros(1, 3, height, width, device=pipeline.device, dtype=dtype_of(stage))
         beside = mask_channels(arch, stage, nothing, None)
         return Begun(beside[:, 1:], None, beside, blended=False)
-    pixels = torch.from_numpy(images.to_unit(source.image)).to(pipeline.device)
+    pixels = torch.from_numpy(images.to_unit(source.image)).to(pipeline.device, dtype_of(stage))
     x0 = stage.encode(pixels)
     mask = None
     if source.mask is not None:
@@ -127,6 +110,12 @@ def begin(pipeline: Pipeline, source: Source | None, width: int, height: int) ->
         # These networks were trained on the picture's latents without the factor that x0 has.
         beside = x0 / float(getattr(arch.first_stage, "scale_factor", 1.0))
     return Begun(x0, anew, beside, blended=kind != "mask")
+
+
+def dtype_of(stage: FirstStage) -> torch.dtype:
+    """Return what a first stage computes in."""
+    weight = next(stage.parameters(), None) if isinstance(stage, nn.Module) else None
+    return torch.float32 if weight is None else weight.dtype
 
 
 def mask_channels(arch: Arch, stage: FirstStage, pixels: Tensor, mask: Tensor | None) -> Tensor:

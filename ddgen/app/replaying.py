@@ -6,7 +6,7 @@ pixels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ddgen import __version__
@@ -45,6 +45,9 @@ def job_of(found: Found, spec: Spec, changes: Mapping[str, Any]) -> Job:
         raise InputError("the picture does not say its seed", "give one with --seed", id="input.replay")
     if found.record and "prompt" not in found.record["job"] and "prompt" not in changes:
         raise InputError("the picture does not say its prompt", "give it with --prompt", id="input.replay")
+    past = found.record.get("job", {}) if found.record else {}
+    if past.get("edit"):
+        raise InputError("the picture was made from another one", "edit that one again", id="input.replay")
     said: dict[str, Any] = {"negative": found.negative, **found.settings}
     if "sigmas" in changes or ("sigmas" in said and not {"steps", "spacing"} & set(changes)):
         said = {name: value for name, value in said.items() if name not in ("steps", "spacing")}
@@ -55,7 +58,11 @@ def job_of(found: Found, spec: Spec, changes: Mapping[str, Any]) -> Job:
         prompts=(changes.get("prompt", found.prompt),),
         **{name: value for name, value in merged.items() if name in _FIELDS},
     )
-    return next(plan.plan(request, spec))
+    job = next(plan.plan(request, spec))
+    toward, weight = past.get("toward", ""), past.get("toward_weight", 0.0)
+    if isinstance(toward, str) and isinstance(weight, float) and 0 < weight <= 1:
+        return replace(job, toward=toward, toward_weight=weight)
+    return job
 
 
 def compare(old: "Pixels", new: "Pixels", *, same_bytes: bool, causes: tuple[str, ...]) -> Verdict:

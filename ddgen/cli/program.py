@@ -17,6 +17,12 @@ from ddgen.errors import DdgenError, ResourceError, UsageError, nearest
 # name: (module in ddgen/cli, line in `ddgen --help`)
 COMMANDS = {
     "sample": ("sample", "Make pictures from prompts."),
+    "edit": ("edit", "Change a picture by a prompt."),
+    "inpaint": ("inpaint", "Make a part of a picture anew."),
+    "outpaint": ("outpaint", "Go on beyond the edges of a picture."),
+    "vary": ("vary", "Make pictures like a picture."),
+    "upscale": ("upscale", "Make a picture larger and draw its detail anew."),
+    "morph": ("morph", "Make a picture turn into another, as an animation."),
     "batch": ("batch", "Make the pictures of prompt files; run again to resume."),
     "replay": ("replay", "Make a picture again from what it says about itself."),
     "verify": ("replay", "Make a picture again and compare."),

@@ -103,12 +103,8 @@ def sample(
     The paths of the pictures go to standard output, everything else to standard error.
     """
     values, spec = settle(context)
-    if preview:
-        show_pictures()
     words = wording.dress(context.params, values, read_prompts(prompts))
     request = make_request(values, words, spec, size, ar)
-    if strict_tokens:
-        wording.check_length(words, request.prompt_syntax, request.steps or spec.defaults.steps)
     jobs = list(planning.plan(request, spec))
     draw = None
     if filmstrip is not None or filmstrip_steps is not None:
@@ -142,6 +138,8 @@ def settle(context: typer.Context) -> tuple[dict[str, Any], Spec]:
     given["offline"] = "1" if given["offline"] else None
     values: dict[str, Any] = {name: found.value for name, found in settings.resolve(given).items()}
     console.configure(color=values["color"], quiet=given["quiet"], verbose=given["verbose"], json=given["json"])
+    if given["preview"]:
+        show_pictures()
     size, ar = given.get("size"), given.get("ar")
     sides = given.get("width") is not None or given.get("height") is not None
     if (size is not None or ar is not None) and (sides or (size is not None and ar is not None)):
@@ -166,6 +164,8 @@ def deliver(
     draw, steps: what makes a batch, and how many steps all take; None: from the prompts alone.
     """
     given = context.params
+    if given["strict_tokens"]:
+        wording.check_length(request.prompts, request.prompt_syntax, request.steps or spec.defaults.steps)
     names = check_output(values, jobs, force=given["force"], grid=given["grid"], look_only=given["plan"])
     for remark in planning.remarks(request, spec):
         console.warn(remark)

@@ -3,7 +3,8 @@
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ddgen.weights.spec import Spec
 if TYPE_CHECKING:
     from ddgen.app.pipeline import OnStep, Pipeline
     from ddgen.app.produce import Result
+    from ddgen.diffusion.samplers import Step
 
 
 def show_plan(jobs: Sequence[Job], names: Names | None, *, grid: bool) -> None:
@@ -68,40 +70,25 @@ def make(
     console.say(f"ddgen: {spec.name}, {len(jobs)} x {describe(jobs[0])}, seed {shown}")
     saved = 0
     process.at_end(lambda: f"ddgen: interrupted; {saved} of {len(jobs)} images saved\n")
-    if values["offline"]:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
-    spec = pulling.here(spec, values["progress"])
     if names is not None:
         files.sweep(names.target.root)
+    loaded = load(spec, values)
 
     from ddgen.app import pipeline, produce
-    from ddgen.app.assemble import assemble
 
-    begun = time.monotonic()
-    loaded = assemble(
-        spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"]
-    )
-    console.detail(f"ddgen: loaded in {time.monotonic() - begun:.2f} s on {loaded.device}")
-    for note in loaded.notes:
-        console.warn(note)
     kind = names.target.format if names is not None else parse_output("-", values["format"]).format
     saving = produce.Saving(kind, values["quality"], values["metadata"])
-    gc.freeze()
-    gc.enable()
     batches = planning.batches(iter(jobs), values["batch_size"])
     results = []
     total = sum(job.steps for job in jobs) if steps is None else steps
     with make_progress(values["progress"], total, "steps") as bar:
 
         def work(batch: Sequence[Job]) -> list[Any]:
-            try:
-                return (draw or pipeline.run)(
-                    loaded, batch, lambda step, steps: bar.advance(len(batch), batch[0].prompt)
-                )
-            except Exception as error:
-                if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-                    raise too_large(batch, str(loaded.device)) from error
-                raise
+            def advance(step: "Step", steps: int) -> None:
+                bar.advance(len(batch), batch[0].prompt)
+
+            with in_memory(batch, loaded):
+                return (draw or pipeline.run)(loaded, batch, advance)
 
         for result in produce.produce(batches, work, names, saving, origin_of(loaded, jobs[0], values)):
             saved += result.path is not None
@@ -118,6 +105,41 @@ def make(
                 console.out_json({"type": "grid", "path": str(path), "images": len(results)})
             else:
                 console.out(str(path), end=end)
+
+
+def load(spec: Spec, values: Mapping[str, Any]) -> "Pipeline":
+    """Fetch the model if it is not here, and load it."""
+    if values["offline"]:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+    spec = pulling.here(spec, values["progress"])
+
+    from ddgen.app.assemble import assemble
+
+    begun = time.monotonic()
+    loaded = assemble(
+        spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"]
+    )
+    console.detail(f"ddgen: loaded in {time.monotonic() - begun:.2f} s on {loaded.device}")
+    for note in loaded.notes:
+        console.warn(note)
+    gc.freeze()
+    gc.enable()
+    return loaded
+
+
+@contextmanager
+def in_memory(batch: Sequence[Job], loaded: "Pipeline") -> Iterator[None]:
+    """Name the batch that did not fit into memory.
+
+    Raises:
+        ResourceError: it did not.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise too_large(batch, str(loaded.device)) from error
+        raise
 
 
 def tell(result: "Result", *, end: str, to_output: bool) -> None:

@@ -97,6 +97,15 @@ def read_image(path: str | Path, data: bytes | None = None) -> Pixels:
     Raises:
         InputError: missing, of another format, too large, animated, cut short or damaged.
     """
+    return read_layers(path, data)[0]
+
+
+def read_layers(path: str | Path, data: bytes | None = None) -> tuple[Pixels, Pixels | None]:
+    """Return a picture as `read_image` does, and its alpha (H, W) if it has one, 0 = transparent.
+
+    Raises:
+        InputError: as `read_image`.
+    """
     name = f"image '{path}'"
     try:
         source = io.BytesIO(Path(path).read_bytes() if data is None else data)
@@ -109,7 +118,7 @@ def read_image(path: str | Path, data: bytes | None = None) -> Pixels:
             with Image.open(source, formats=READABLE) as image:
                 _refuse_by_header(name, image)
                 image.load()
-                return np.asarray(_upright_rgb(image))
+                return _layers(image)
     except InputError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -126,6 +135,24 @@ def read_image(path: str | Path, data: bytes | None = None) -> Pixels:
         raise InputError(
             f"{name}: cut short or damaged", "get it from its source again", id="input.image-damaged"
         ) from error
+
+
+def animate(
+    frames: Sequence[Pixels], format: str, milliseconds: int, metadata: Metadata | None = None, quality: int = QUALITY
+) -> bytes:
+    """Return pictures of one size as the bytes of an endless animation: "webp", or "gif", which holds no texts."""
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    shared = {"save_all": True, "append_images": rest, "duration": milliseconds, "loop": 0}
+    buffer = io.BytesIO()
+    if format == "gif":
+        first.save(buffer, "GIF", **shared)
+        return buffer.getvalue()
+    texts = metadata if metadata is not None else Metadata()
+    extra: dict[str, object] = {"exif": exif(texts.parameters)} if texts.parameters else {}
+    if texts.xmp:
+        extra["xmp"] = texts.xmp.encode()
+    first.save(buffer, "WEBP", quality=quality, lossless=quality == 100, **shared, **extra)
+    return buffer.getvalue()
 
 
 def contact_sheet(pictures: Sequence[Pixels], rows: Sequence[str], columns: Sequence[str]) -> Pixels:
@@ -183,7 +210,7 @@ def _refuse_by_header(name: str, image: Image.Image) -> None:
         raise InputError(f"{name}: is animated", "save one of its frames as PNG", id="input.image-animated")
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _layers(image: Image.Image) -> tuple[Pixels, Pixels | None]:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16") or upright.mode == "I":
         wide = np.asarray(upright).astype(np.float64)
@@ -191,8 +218,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return upright.convert("RGB")
+        on_white = Image.alpha_composite(ground, layer).convert("RGB")
+        return np.asarray(on_white), np.asarray(layer.getchannel("A"))
+    return np.asarray(upright.convert("RGB")), None
 
 
 def _thumb(picture: Pixels, side: int) -> Pixels:

@@ -1,0 +1,137 @@
+"""What the editing commands ask of the engine: pictures of any size in, one or several runs, pictures out. Torch-free at import.
+
+    edit, vary, upscale   the picture at the network's size, begun later
+    inpaint               a part of the picture, laid back into it
+    outpaint              part after part, each beside what is known
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddgen.app import canvas
+from ddgen.app.canvas import Box, Frame
+from ddgen.errors import UsageError
+from ddgen.request import MAX_SEED, Job
+from ddgen.weights.arch import Arch
+from ddgen.weights.spec import Spec
+
+if TYPE_CHECKING:
+    from ddgen.app.canvas import Mask, Weight
+    from ddgen.app.pipeline import OnStep, Pipeline
+    from ddgen.io.images import Pixels
+
+Draw = Callable[["Pipeline", Sequence[Job], "OnStep"], "list[Pixels]"]
+"""(pipeline, batch of jobs, on_step) -> one picture a job."""
+
+TILED_FROM = 1.5  # times the area that the model is made for
+
+
+def reads(arch: Arch) -> str:
+    """Return what the network reads beside x_t, told by its input channels: "", "mask" or "image".
+
+    Raises:
+        UsageError: neither.
+    """
+    channels, found = arch.first_stage.channels, arch.unet.in_channels
+    kinds = {channels: "", 2 * channels + 1: "mask", 2 * channels: "image"}
+    if found not in kinds:
+        raise UsageError(
+            f"the network reads {found} channels, of which {channels} are understood", "choose another --model", id="usage.model"
+        )
+    return kinds[found]
+
+
+def kept_steps(steps: int, strength: float | None) -> int:
+    """Return how many of the steps an edit of some strength runs, as diffusers counts them, but never none."""
+    return steps if strength is None else max(1, min(int(steps * strength), steps))
+
+
+def steps_of(jobs: Sequence[Job], runs: int = 1) -> int:
+    """Return how many steps the jobs of an edit take together."""
+    return sum(runs * kept_steps(job.steps, job.edit.strength if job.edit is not None else None) for job in jobs)
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a strength that means nothing.
+
+    Raises:
+        UsageError: 0, which would change nothing, or out of range.
+    """
+    if strength == 0:
+        raise UsageError("--strength 0 would change nothing", "use 0.05 to 1", id="usage.strength")
+    if not 0 < strength <= 1:
+        raise UsageError(f"--strength {strength:g} is out of range", "use 0.05 to 1", id="usage.strength")
+
+
+def whole(image: "Pixels") -> Draw:
+    """Return what makes pictures from one at the jobs' size."""
+
+    def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
+        from ddgen.app.edit import Source
+        from ddgen.app.pipeline import run
+
+        return run(pipeline, jobs, on_step, Source(image))
+
+    return draw
+
+
+def enlarged(image: "Pixels", width: int, height: int) -> Draw:
+    """Return what makes pictures from one at the jobs' size, near width x height; the first stage too works in tiles."""
+    inner = whole(image)
+
+    def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
+        from ddgen.nets.tiling import Tiling
+
+        stage = pipeline.first_stage
+        if hasattr(stage, "tiling") and jobs[0].edit is not None and jobs[0].edit.window:
+            stage.tiling = Tiling()
+        return [canvas.resize(made, width, height) for made in inner(pipeline, jobs, on_step)]
+
+    return draw
+
+
+def inside(picture: "Pixels", mask: "Mask", frame: Frame, weight: "Weight", *, match: bool = False) -> Draw:
+    """Return what makes a masked part of a picture anew; all else of it is kept, bit for bit.
+
+    weight: how much of the new is seen, 0 outside the mask. match: its colours are shifted to those around.
+    """
+
+    def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
+        from ddgen.app.edit import Source
+        from ddgen.app.pipeline import run
+
+        if not mask.any():
+            return [picture for _ in jobs]
+        made = run(pipeline, jobs, on_step, Source(frame.cut(picture), frame.cut_mask(mask)))
+        return [frame.put(picture, part, weight, match=match) for part in made]
+
+    return draw
+
+
+def frames_of(spec: Spec, boxes: Sequence[Box]) -> list[Frame]:
+    """Return windows with the sizes at which the network sees them."""
+    return [Frame(box, *canvas.work_size(spec, box[2] - box[0], box[3] - box[1])) for box in boxes]
+
+
+def outside(picture: "Pixels", new: "Mask", frames: Sequence[Frame]) -> Draw:
+    """Return what fills the new parts of a canvas window by window; what was made becomes known to the next."""
+
+    def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
+        return [one(pipeline, job, on_step) for job in jobs]
+
+    def one(pipeline: "Pipeline", job: Job, on_step: "OnStep") -> "Pixels":
+        found, todo = picture, new.copy()
+        for number, frame in enumerate(frames):
+            here = np.zeros_like(todo)
+            here[frame.place] = todo[frame.place]
+            seed = (job.seed + (number << 32)) & MAX_SEED  # each window has noise of its own
+            part = replace(job, width=frame.width, height=frame.height, seed=seed)
+            fill = inside(found, here, frame, here.astype(np.float32), match=True)
+            (found,) = fill(pipeline, [part], on_step)
+            todo &= ~here
+        return found
+
+    return draw

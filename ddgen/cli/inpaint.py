@@ -1,0 +1,133 @@
+"""`ddgen inpaint`: a part of a picture made anew; every other pixel comes back as it was."""
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddgen.app import canvas, verbs
+from ddgen.cli import console, editing, flags, sample
+from ddgen.cli.editing import EDITING, Picture
+from ddgen.cli.flags import switch, value
+from ddgen.errors import InputError, UsageError
+from ddgen.request import Edit
+
+if TYPE_CHECKING:
+    from ddgen.app.canvas import Mask
+
+EXAMPLES = """Examples:
+  ddgen inpaint table.png "a red apple" --box 64,40,48,48
+  ddgen inpaint photo.jpg "a fox" --mask mask.png --mask-grow 4 --mask-crop -n 4
+  ddgen inpaint cut-out.png "a garden" --mask alpha
+
+White is made anew, black is kept; of a picture's alpha, what is transparent is made anew.
+"""
+
+MaskFlag = Annotated[
+    str | None, value(EDITING, "FILE|alpha", "What is made anew: white in FILE, or what is transparent.", "--mask")
+]
+BoxFlag = Annotated[str | None, value(EDITING, "X,Y,W,H", "What is made anew, as a box in pixels.", "--box")]
+Invert = Annotated[bool, switch(EDITING, "Make anew what the mask does not cover.", "--mask-invert")]
+Grow = Annotated[
+    str | None, value(EDITING, "PIXELS", "Widen the mask, or narrow it for a negative number. [0]", "--mask-grow")
+]
+Blur = Annotated[
+    str | None, value(EDITING, "PIXELS", "How far inside the mask the new becomes full. [4]", "--mask-blur")
+]
+Crop = Annotated[
+    bool, switch(EDITING, "Work on the mask's surroundings alone, at the model's full size.", "--mask-crop")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the command."""
+    app.command("inpaint", epilog=EXAMPLES)(inpaint)
+
+
+@editing.like_sample("width", "height", "size", "ar", "scale", "tile")
+def inpaint(
+    context: typer.Context,
+    image: editing.Image,
+    prompts: flags.Prompts = None,
+    mask: MaskFlag = None,
+    box: BoxFlag = None,
+    mask_invert: Invert = False,
+    mask_grow: Grow = None,
+    mask_blur: Blur = None,
+    mask_crop: Crop = False,
+    strength: editing.Strength = None,
+) -> None:
+    """Make a part of a picture anew; outside the mask every pixel comes back bit for bit.
+
+    Without --strength that part begins as noise; with it, as what is there under noise.
+    """
+    values, spec = editing.settle(context)
+    grow = editing.pixels_of("--mask-grow", mask_grow, 0, -512, 512)
+    blur = editing.pixels_of("--mask-blur", mask_blur, 4, 0, 256)
+    share = editing.strength_of(strength, None)
+    if verbs.reads(spec.arch) == "image":
+        editing.refuse_special_inputs(spec, "inpaint")
+    picture = editing.read_picture(image, prompts)
+    area = canvas.grown(read_mask(picture, mask, box) != mask_invert, grow)
+    texts = editing.words(context, values, picture, 'ddgen inpaint IMAGE "a red apple" --box 64,40,48,48')
+    width, height = picture.size
+    place = canvas.crop_box(area) if mask_crop and area.any() else (0, 0, width, height)
+    frame = canvas.Frame(place, *canvas.work_size(spec, place[2] - place[0], place[3] - place[1]))
+    record = Edit("inpaint", canvas.digest(picture.pixels), canvas.digest(area), share)
+    request = sample.make_request(values, texts, spec, None, None)
+    request, jobs = editing.plan_jobs(request, spec, record, frame.width, frame.height)
+    if mask != "alpha":
+        editing.warn_of_alpha(picture)
+    if not area.any():
+        console.warn("the mask is empty: the picture stays as it is")
+    editing.warn_of_loss(context, values)
+    draw = verbs.inside(picture.pixels, area, frame, canvas.feathered(area, blur))
+    sample.deliver(context, values, spec, request, jobs, draw, verbs.steps_of(jobs))
+
+
+def read_mask(picture: Picture, mask: str | None, box: str | None) -> "Mask":
+    """Return what is made anew, of the picture's size.
+
+    Raises:
+        UsageError: no mask, or two. InputError: one that cannot be read, or of another size.
+    """
+    import numpy as np
+
+    from ddgen.io import images
+
+    if (mask is None) == (box is None):
+        what = "nothing says what to make anew" if mask is None else "--mask and --box both say what to make anew"
+        raise UsageError(what, "give one of --mask FILE, --mask alpha and --box X,Y,W,H", id="usage.mask")
+    width, height = picture.size
+    if box is not None:
+        left, top, wide, high = read_box(box, width, height)
+        area = np.zeros((height, width), bool)
+        area[top : top + high, left : left + wide] = True
+        return area
+    assert mask is not None
+    if mask == "alpha":
+        if picture.alpha is None:
+            raise InputError(f"image '{picture.name}' has no alpha", "give --mask FILE or --box X,Y,W,H", id="input.mask")
+        return picture.alpha < 128
+    levels = images.read_image(mask, editing.read_bytes(mask))
+    if levels.shape[:2] != (height, width):
+        found = f"{levels.shape[1]}x{levels.shape[0]}"
+        raise InputError(
+            f"mask '{mask}' is {found}, the picture is {width}x{height}", "give one of the picture's size", id="input.mask"
+        )
+    return levels.mean(2) >= 127.5
+
+
+def read_box(text: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """Read `x,y,w,h` of a box inside the picture.
+
+    Raises:
+        UsageError: four numbers it is not, or not inside.
+    """
+    match = re.fullmatch(r"\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*", text, re.ASCII)
+    if match is None:
+        raise UsageError(f"--box '{text}' is not four numbers", "use X,Y,W,H in pixels, as 64,40,48,48", id="usage.box")
+    left, top, wide, high = map(int, match.groups())
+    if not wide or not high or left + wide > width or top + high > height:
+        raise UsageError(f"--box '{text}' is not inside the picture of {width}x{height}", "use X,Y,W,H in pixels", id="usage.box")
+    return left, top, wide, high

@@ -1,0 +1,87 @@
+"""`ddgen upscale`: a larger picture whose detail the model draws: enlarged, then image to image in windows."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from ddgen.app import canvas, plan, verbs
+from ddgen.cli import editing, flags, sample
+from ddgen.cli.editing import EDITING
+from ddgen.cli.flags import value
+from ddgen.errors import UsageError
+from ddgen.request import Edit
+from ddgen.weights.spec import Spec
+
+EXAMPLES = """Examples:
+  ddgen upscale apple.png
+  ddgen upscale photo.jpg "a harbour, sharp" --by 4 --strength 0.3
+"""
+
+By = Annotated[str | None, value(EDITING, "N", "How many times as wide and high, as 2 or 1.5. [2]", "--by")]
+Window = Annotated[
+    str | None,
+    value(EDITING, "PIXELS", "Side of the windows that the network sees, 0 = all at once. [the model's]", "--window"),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the command."""
+    app.command("upscale", epilog=EXAMPLES)(upscale)
+
+
+@editing.like_sample("width", "height", "size", "ar", "scale")
+def upscale(
+    context: typer.Context,
+    image: editing.Image,
+    prompts: flags.Prompts = None,
+    by: By = None,
+    strength: editing.Strength = None,
+    window: Window = None,
+) -> None:
+    """Make a picture larger and draw its detail anew.
+
+    The network works in overlapping windows, so memory does not grow with the picture. Without a prompt, the picture's own
+    is used, or none. [--strength 0.35]
+    """
+    values, spec = editing.settle(context)
+    editing.refuse_special_inputs(spec, "upscale")
+    share = editing.strength_of(strength, 0.35)
+    picture = editing.read_picture(image, prompts)
+    wide, high = enlarged_size(by, *picture.size)
+    width, height = (-(-side // spec.divisor) * spec.divisor for side in (wide, high))
+    texts = editing.words(context, values, picture)
+    fitted = canvas.fit(picture.pixels, width, height, "stretch")
+    record = Edit("upscale", canvas.digest(fitted), "", share, None, window_of(window, spec, width, height))
+    request = sample.make_request(values, texts, spec, None, None)
+    request, jobs = editing.plan_jobs(request, spec, record, width, height)
+    editing.warn_of_alpha(picture)
+    sample.deliver(context, values, spec, request, jobs, verbs.enlarged(fitted, wide, high), verbs.steps_of(jobs))
+
+
+def enlarged_size(by: str | None, width: int, height: int) -> tuple[int, int]:
+    """Return the size of the result.
+
+    Raises:
+        UsageError: no number, or one out of range.
+    """
+    if by is not None and re.fullmatch(r"\d{1,2}(\.\d{1,4})?", by, re.ASCII) is None:
+        raise UsageError(f"--by '{by}' is not a number", "use one as 2 or 1.5", id="usage.upscale")
+    times = 2.0 if by is None else float(by)
+    if not 1 <= times <= 16:
+        raise UsageError(f"--by {times:g} is out of range", "use 1 to 16", id="usage.upscale")
+    return round(width * times), round(height * times)
+
+
+def window_of(text: str | None, spec: Spec, width: int, height: int) -> int:
+    """Return the side of the windows, on the network's grid; 0 where the picture needs none.
+
+    Raises:
+        UsageError: no whole number, or one out of range.
+    """
+    usual = max(spec.defaults.width, spec.defaults.height)
+    side = editing.pixels_of("--window", text, usual, 0, 4096)
+    if 0 < side < plan.MIN_SIDE:
+        raise UsageError(f"--window {side} is out of range", f"use 0, or {plan.MIN_SIDE} to 4096", id="usage.range")
+    needed = width * height > verbs.TILED_FROM * usual**2 or text is not None
+    return side // spec.divisor * spec.divisor if needed else 0
