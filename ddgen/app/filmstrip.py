@@ -108,7 +108,7 @@ class Filmstrip:
         return (f"step {moment.step} of {self._total}", *figures.level(moment.sigma)[:2])
 
     def _title(self) -> str:
-        return f"{self.job.prompt}   -   {self.job.sampler}, {self._total} steps, guidance {self.job.guidance:g}, seed {self.job.seed}"
+        return f"{self.job.prompt}: {self.job.sampler}, {self._total} steps, guidance {self.job.guidance:g}, seed {self.job.seed}"
 
     def _picture(self, latents: Tensor) -> Pixels:
         return figures.small(images.to_uint8(self.pipeline.first_stage.decode(latents)[0]), SIDE)

@@ -33,7 +33,7 @@ KINDS = {".png": "png", ".gif": "gif", ".webp": "webp"}
 MAX_PIXELS = 32 * 2**20
 LEAST = 160  # pixels: a picture's longer side, so that a label fits under it
 KEYWORD = "ddgen-figure"  # the PNG text that tells how a figure was made, as JSON
-INK, FAINT, PAPER = "#111111", "#5a5a5a", "white"
+INK, FAINT, FRAME, PAPER = "#111111", "#5a5a5a", "#cccccc", "white"
 # Fonts with more scripts than the one in Pillow, which has ASCII only; found where the system keeps its fonts.
 WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf")
 
@@ -65,7 +65,7 @@ def table(blocks: Sequence[Block], title: str = "", notes: Sequence[str] = ()) -
     size = max(13, min(30, round(width / 12)))
     gap, line = size, round(size * 1.35)
     labels = [label for block in blocks for label in block.beside]
-    left = gap + (min(_longest(labels, size), round(width * 1.2)) + gap if labels else 0)
+    left = gap + (min(_longest(labels, size), max(round(width * 0.6), _longest(_words(labels), size))) + gap if labels else 0)
     across = left + columns * (width + gap)
     pen = _Pen(across, gap, line, size)
     if title:
@@ -79,10 +79,10 @@ def table(blocks: Sequence[Block], title: str = "", notes: Sequence[str] = ()) -
             for column, label in enumerate(block.above):
                 pen.text(left + column * (width + gap), label, size, INK, width, centre=True)
             pen.down(round(line * 1.1))
-        under = max((len(cell.lines) for row in block.rows for cell in row), default=0)
         for i, row in enumerate(block.rows):
+            under = max(len(cell.lines) for cell in row)
             if block.beside:
-                pen.block(gap, block.beside[i], size, left - 2 * gap, height)
+                pen.block(gap, block.beside[i], size, left - 2 * gap + 1, height)
             for column, cell in enumerate(row):
                 x = left + column * (width + gap)
                 pen.picture(x, _resized(cell.pixels, factor))
@@ -175,8 +175,10 @@ class _Pen:
             self.text(x, line, size, INK, room, below=top + k * self.line)
 
     def picture(self, x: int, pixels: Pixels) -> None:
-        """Put a picture."""
-        self._reach(self.y + pixels.shape[0])
+        """Put a picture in a thin frame: many are white at their edges."""
+        height, width = pixels.shape[:2]
+        self._reach(self.y + height + 1)
+        self.draw.rectangle((x - 1, self.y - 1, x + width, self.y + height), outline=FRAME)
         self.sheet.paste(Image.fromarray(pixels), (x, self.y))
 
     def finished(self) -> Pixels:
@@ -243,6 +245,10 @@ def _fitted(text: str, size: int, room: int) -> tuple[str, Font]:
 def _longest(texts: Sequence[str], size: int) -> int:
     pairs = (_set(text, size) for text in texts)
     return max((math.ceil(font.getlength(shown)) for shown, font in pairs), default=0)
+
+
+def _words(texts: Sequence[str]) -> list[str]:
+    return [word[:40] for text in texts for word in _plain(text).split()]
 
 
 def _wrapped(text: str, size: int, room: int) -> list[str]:
