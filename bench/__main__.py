@@ -1,0 +1,73 @@
+"""`python -m bench [ROW...]`: take the measurements, show them, and with --save write them down for
+README."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import machine, table
+from bench.measure import ROOT, Result, measure, to_json
+from bench.rows import LONG, ROWS
+
+console = Console()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "rows", nargs="*", metavar="ROW", help=f"one of: {', '.join(ROWS)} (default: the short ones)"
+    )
+    parser.add_argument("--all", action="store_true", help=f"the long ones too: {', '.join(LONG)}")
+    parser.add_argument("--repeats", type=int, default=7, help="samples of each side (default 7)")
+    parser.add_argument(
+        "--save", action="store_true", help="write bench/results/DATE.json and README's table"
+    )
+    parser.add_argument("--table", action="store_true", help="only print README's table of the last results")
+    arguments = parser.parse_args()
+    if arguments.table:
+        path = table.latest()
+        if path is None:
+            parser.error("bench/results holds no results")
+        print(table.readme_table(path))
+        return
+    unknown = [name for name in arguments.rows if name not in ROWS]
+    if unknown:
+        parser.error(f"unknown row '{unknown[0]}'; one of: {', '.join(ROWS)}")
+    if arguments.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    names = arguments.rows or [name for name in ROWS if arguments.all or name not in LONG]
+
+    described = machine.describe()
+    results = []
+    for name in names:
+        with console.status(name):
+            results.append(measure(name, ROWS[name](), arguments.repeats))
+        console.print(f"{name}: {table.comparison(results[-1])}", highlight=False)
+    show(described, results)
+    if arguments.save:
+        save(described, results)
+
+
+def show(described: dict[str, object], results: list[Result]) -> None:
+    shown = Table(
+        *table.HEADINGS,
+        title=f"{described['processor']}, {described['cores']} cores, load {described['load']}",
+    )
+    for row in results:
+        shown.add_row(*(text.replace("[", r"\[") for text in table.cells(row)))
+    console.print(shown)
+
+
+def save(described: dict[str, object], results: list[Result]) -> None:
+    path = Path(table.RESULTS) / f"{described['date']}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(to_json(results, described))
+    readme = ROOT / "README.md"
+    readme.write_text(table.with_table(readme.read_text(), table.readme_table(path)))
+    console.print(f"wrote {path.relative_to(ROOT)} and README's table")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The benchmark's own arithmetic, and README's table as its last results make it. Nothing is timed here."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench import table  # noqa: E402
+from bench.measure import Pair, Result, from_json, measure, run, to_json  # noqa: E402
+from bench.rows import LONG, ROWS  # noqa: E402
+
+MACHINE: dict[str, object] = {
+    "date": "2026-01-02",
+    "processor": "a processor",
+    "cores": 2,
+    "load": 0.1,
+    "python": "3.11.2",
+    "versions": {"ddgen": "0", "torch": "2.11"},
+}
+
+
+def result(**changes: object) -> Result:
+    values: dict[str, object] = {
+        "name": "cold", "what": "`a`", "peer_name": "`b`", "unit": "s", "compare": "ratio", "target": 1.5,
+        "ours": [3.0, 2.0, 10.0], "peer": [2.0, 2.0, 4.0],
+    }  # fmt: skip
+    return Result(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_the_two_sides_alternate() -> None:
+    order: list[str] = []
+    closed: list[bool] = []
+
+    def side(name: str, seconds: float) -> float:
+        order.append(name)
+        return seconds
+
+    pair = Pair("w", lambda: side("a", 1.0), "p", lambda: side("b", 2.0), close=lambda: closed.append(True))
+    found = measure("row", pair, 3)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    assert found.ours == [1.0] * 3 and found.peer == [2.0] * 3 and found.comparison == 0.5
+    assert closed == [True]
+
+
+def test_a_failing_side_still_closes() -> None:
+    closed: list[bool] = []
+    pair = Pair("w", lambda: 1 / 0, "p", lambda: 1.0, close=lambda: closed.append(True))
+    with pytest.raises(ZeroDivisionError):
+        measure("row", pair, 1)
+    assert closed == [True]
+
+
+def test_comparison_is_the_median_of_neighbours() -> None:
+    """Not the ratio of medians (1.5 here as well as there): neighbours share what the machine was doing."""
+    assert result().comparison == 1.5 and result().holds
+    assert result(ours=[1.0, 9.0, 4.0], peer=[1.0, 3.0, 2.0]).comparison == 2.0
+    assert not result(target=1.4).holds and result(target=None).holds is None
+    memory = result(unit="MB", compare="difference", ours=[300.0], peer=[100.0], target=150.0)
+    assert memory.comparison == 200.0 and not memory.holds
+
+
+MEMORY = """
+import sys
+from bench.measure import run
+small, large = (run([sys.executable, "-c", f"x = b'x' * {size}_000_000"]) for size in (100, 300))
+print(large.megabytes - small.megabytes, small.seconds)
+"""
+
+
+def test_a_process_is_measured() -> None:
+    """From a small process, as `python -m bench` is; from this one, which is large, memory is not known."""
+    ran = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
+    megabytes, seconds = (float(word) for word in ran.stdout.split())
+    assert megabytes == pytest.approx(200, abs=20) and seconds > 0
+    held = bytearray(b"x") * 100_000_000
+    assert math.isnan(run([sys.executable, "-c", "pass"]).megabytes)
+    del held
+    with pytest.raises(RuntimeError, match="exit 3"):
+        run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_results_survive_the_file() -> None:
+    rows = [result(), result(name="memory", target=None)]
+    assert from_json(to_json(rows, MACHINE)) == (MACHINE, rows)
+
+
+def test_the_table_goes_between_the_markers() -> None:
+    made = table.markdown(MACHINE, [result()])
+    assert "| `a` | 3.00 s | `b` | 2.00 s | 1.50 x | <= 1.5 x, met |" in made and "torch 2.11" in made
+    readme = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    written = table.with_table(readme, made)
+    assert table.section(written) == made
+    assert written.startswith("before\n") and written.endswith("\nafter\n") and "old" not in written
+    with pytest.raises(ValueError, match="README has no"):
+        table.with_table("no markers", made)
+
+
+def test_readme_shows_the_last_results() -> None:
+    path = table.latest()
+    if path is None:
+        pytest.skip("bench/results holds no results yet")
+    assert table.section((ROOT / "README.md").read_text()) == table.readme_table(path)
+    assert {row.name for row in from_json(path.read_text())[1]} <= set(ROWS)
+
+
+def test_long_rows_are_rows() -> None:
+    assert set(LONG) < set(ROWS)
