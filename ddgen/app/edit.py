@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from ddgen.app.verbs import kept_steps, reads
+from ddgen.app.verbs import Source, kept_steps, reads
 from ddgen.diffusion.denoiser import Denoise
 from ddgen.diffusion.spacing import Grid
 from ddgen.errors import UsageError
@@ -39,22 +39,7 @@ from ddgen.request import Edit, Job
 from ddgen.weights.arch import Arch
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ddgen.app.pipeline import FirstStage, Pipeline
-    from ddgen.io.images import Pixels
-
-
-@dataclass(frozen=True)
-class Source:
-    """The picture that a batch of jobs works on, at the jobs' size.
-
-    image: (H, W, 3) uint8. mask: (H, W) bool, True = made anew; None = everything.
-    """
-
-    image: Pixels
-    mask: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

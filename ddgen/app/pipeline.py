@@ -19,7 +19,9 @@ from torch import Tensor
 from ddgen.app import edit as editing
 from ddgen.app import plan
 from ddgen.app.conditions import Encodings, TextEncoder, bind
+from ddgen.app.memory import fit_decoding
 from ddgen.app.refine import cut, hand_over
+from ddgen.app.verbs import Source
 from ddgen.diffusion.denoiser import Denoise, Denoiser
 from ddgen.diffusion.noise import NoiseSource, slerp
 from ddgen.diffusion.rng import initial_scale, make_noise
@@ -82,6 +84,7 @@ class Pipeline:
         device: str = "auto",
         dtype: str = "auto",
         text_backend: str = "native",
+        offload: str = "auto",
     ) -> Pipeline:
         """Load a model by name or path (default: the embedded one), with LoRAs (FILE or FILE:WEIGHT), embeddings,
         another autoencoder, and a model that takes over for the last steps.
@@ -94,7 +97,7 @@ class Pipeline:
         from ddgen.app.assemble import assemble
 
         spec = adjust(registry.find(model), loras=loras, embeddings=embeddings, vae=vae, refiner=refiner)
-        return assemble(spec, device=device, dtype=dtype, text_backend=text_backend)
+        return assemble(spec, device=device, dtype=dtype, text_backend=text_backend, offload=offload)
 
 
 @torch.inference_mode()
@@ -102,7 +105,7 @@ def run(
     pipeline: Pipeline,
     jobs: Sequence[Job],
     on_step: OnStep | None = None,
-    source: editing.Source | None = None,
+    source: Source | None = None,
     on_start: OnStart | None = None,
 ) -> list[np.ndarray]:
     """Make one picture per job in one tensor batch: (H, W, 3) uint8 arrays, in order.
@@ -113,8 +116,10 @@ def run(
     Raises:
         NumericsError: a picture came out non-finite; nothing of the batch is returned.
     """
-    with seamless([pipeline.denoiser.network, pipeline.first_stage], jobs[0].tile):
+    networks = [part.denoiser.network for part in (pipeline, pipeline.refiner) if part is not None]
+    with seamless([*networks, pipeline.first_stage], jobs[0].tile):
         latents = sample(pipeline, jobs, on_step, source, on_start)
+        fit_decoding(pipeline.first_stage, jobs[0].height, jobs[0].width, pipeline.device)
         pixels = pipeline.first_stage.decode(latents)
     bad = [str(job.seed) for job, image in zip(jobs, pixels, strict=True) if not torch.isfinite(image).all()]
     if bad:
@@ -126,7 +131,7 @@ def sample(
     pipeline: Pipeline,
     jobs: Sequence[Job],
     on_step: OnStep | None = None,
-    source: editing.Source | None = None,
+    source: Source | None = None,
     on_start: OnStart | None = None,
 ) -> Tensor:
     """Return the clean latents of a batch of jobs: (B, C, H / f, W / f) float32."""

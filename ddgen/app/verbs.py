@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,17 @@ Draw = Callable[["Pipeline", Sequence[Job], "OnStep"], "list[Pixels]"]
 """(pipeline, batch of jobs, on_step) -> one picture a job."""
 
 TILED_FROM = 1.5  # times the area that the model is made for
+
+
+@dataclass(frozen=True)
+class Source:
+    """The picture that a batch of jobs works on, at the jobs' size.
+
+    image: (H, W, 3) uint8. mask: (H, W) bool, True = made anew; None = everything.
+    """
+
+    image: "Pixels"
+    mask: "Mask | None" = None
 
 
 def reads(arch: Arch) -> str:
@@ -70,7 +81,6 @@ def whole(image: "Pixels") -> Draw:
     """Return what makes pictures from one at the jobs' size."""
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
-        from ddgen.app.edit import Source
         from ddgen.app.pipeline import run
 
         return run(pipeline, jobs, on_step, Source(image))
@@ -100,7 +110,6 @@ def inside(picture: "Pixels", mask: "Mask", frame: Frame, weight: "Weight", *, m
     """
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
-        from ddgen.app.edit import Source
         from ddgen.app.pipeline import run
 
         if not mask.any():

@@ -27,6 +27,7 @@ class Loaded:
         self.digests = {"model": "ab" * 32}
         self.device = Device()
         self.denoiser = types.SimpleNamespace(dtype=None)
+        self.first_stage = None
         self.notes: list[str] = []
 
 
@@ -41,7 +42,7 @@ def assemble(spec, *, device="auto", dtype="auto", text_backend="native"):
     return Loaded()
 
 
-def run(pipeline, jobs, on_step=None):
+def run(pipeline, jobs, on_step=None, source=None):
     import numpy as np
 
     from ddgen.errors import NumericsError
