@@ -177,7 +177,7 @@ def real_setup(images: int, steps: int) -> Setup:
         8,
         render,
         lambda root: Planner(spec, key, Target("directory", root, "", "png")),
-        {"steps": (steps,), "sampler": ("euler",)},
+        {"steps": (steps,), "sampler": ("euler",), "guidance": (1.0,)},
     )
 
 

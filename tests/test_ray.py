@@ -66,14 +66,29 @@ def cluster() -> Iterator["Cluster"]:
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
+    made = start(Cluster)
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()
     made.shutdown()
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def start(kind: type) -> "Cluster":
+    """Start a cluster of two nodes; a busy machine may need another try, since Ray waits 30 s only."""
+    for attempt in range(3):
+        made = None
+        try:
+            made = kind(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+            made.add_node(num_cpus=1)
+            return made
+        except Exception:  # Ray raises a bare one here
+            if made is not None:
+                made.shutdown()
+            if attempt == 2:
+                raise
+    raise AssertionError
 
 
 def run_on(

@@ -77,13 +77,15 @@ class ModelRecipe:
 class Cluster:
     """Where to run.
 
-    address: of a running cluster, None starts one here; workers: None counts GPUs or cores.
+    address: of a running cluster, None starts one here. workers: None counts GPUs or cores.
+    cores:   of a worker; None parts those of the cluster among the workers.
     """
 
     address: str | None = None
     workers: int | None = None
     shared: bool = False
     gpu: bool | None = None
+    cores: int | None = None
 
 
 class Worker:
@@ -300,14 +302,13 @@ def _crew(ray: Any, cluster: Cluster, recipe: Recipe) -> _Crew:
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0)) if cluster.gpu in (None, True) else 0
     cores = max(1, int(there.get("CPU", 1)))
-    count = cluster.workers if cluster.workers is not None else gpus or max(1, cores // CORES)
-    each = max(1, cores // count) if not gpus else 1
-    if count > cores and not gpus:
-        raise ResourceError(
-            f"{count} workers need {count} cores, the cluster has {cores}",
-            f"use --workers {cores}",
-            id="resource.cores",
-        )
+    count = (
+        cluster.workers if cluster.workers is not None else gpus or max(1, cores // (cluster.cores or CORES))
+    )
+    each = cluster.cores or (max(1, cores // count) if not gpus else 1)
+    if count * each > cores and not gpus:
+        what = f"{count} workers need {count * each} cores, the cluster has {cores}"
+        raise ResourceError(what, f"use --workers {max(1, cores // each)}", id="resource.cores")
     crew = _Crew(ray, recipe, cluster.shared, each, min(1.0, gpus / count) if gpus else 0)
     for _ in range(count):
         crew.start()
