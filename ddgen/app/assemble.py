@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ddgen.app import memory
 from ddgen.app.allocator import keep_freed_memory
 from ddgen.app.identity import weights_digests
 from ddgen.app.pipeline import FirstStage, Pipeline, TextEncoder
@@ -24,6 +25,7 @@ from ddgen.nets.config import FirstStageConfig, KLConfig, PatchConfig
 from ddgen.nets.unet import UNet
 from ddgen.weights.arch import Arch
 from ddgen.weights.checkpoint import Checkpoint, load_module, open_checkpoint, read_tensors
+from ddgen.weights.header import product
 from ddgen.weights.infer import first_stage_config as infer_first_stage
 from ddgen.weights.infer import shapes_of
 from ddgen.weights.registry import absent
@@ -36,9 +38,18 @@ LARGE = 100_000_000  # parameters; below, half precision saves nothing on a CPU
 
 
 def assemble(
-    spec: Spec, *, device: str = "auto", dtype: str = "auto", text_backend: str = "native"
+    spec: Spec,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    text_backend: str = "native",
+    offload: str = "auto",
 ) -> Pipeline:
     """Load a Spec's weights and return the Pipeline that samples from them.
+
+    offload: "parts" lets text towers, U-Net and autoencoder take turns on the device, "auto" where they do
+    not
+    fit together.
 
     Raises:
         ModelError: the weights are not here, damaged, or do not fit the Spec's Arch.
@@ -51,24 +62,41 @@ def assemble(
     path = local_path(spec)
     found = open_checkpoint(path)
     compute = choose_dtype(dtype, place, spec, found)
+    text_dtype = torch.float16 if _half_gpu(compute, place) else torch.float32
+    turns = memory.offloads(offload, place, weights_bytes(found, compute))
+    home = torch.device("cpu") if turns else place
     with ThreadPoolExecutor(1) as pool:
         digests = pool.submit(weights_digests, spec)
-        network = load_unet(spec, found, compute, place)
-        stage = load_first_stage(spec, found, torch.float32, place)
-        text = load_text(
-            spec, found, text_backend, torch.float16 if _half_gpu(compute, place) else torch.float32, place
-        )
+        network = load_unet(spec, found, compute, home)
+        stage = load_first_stage(spec, found, torch.float32, home)
+        text = load_text(spec, found, text_backend, text_dtype, home)
     denoiser = Denoiser(
         network, spec.prediction, make_schedule(spec.schedule), spec.x0_clamp, compute, spec.sigma_data
     )
     pipeline = Pipeline(spec, text, denoiser, stage, place, digests.result())
     if spec.refiner is not None:
-        pipeline.refiner = assemble(spec.refiner, device=device, dtype=dtype, text_backend=text_backend)
+        kind = str(compute).removeprefix("torch.")
+        where = "cpu" if turns else device
+        pipeline.refiner = assemble(
+            spec.refiner, device=where, dtype=kind, text_backend=text_backend, offload=offload
+        )
     if any(item.kind != "vae" for item in spec.additions):
         from ddgen.app.additions import Added
 
         pipeline.notes = Added(spec, network, text, found).set(spec.additions)
+    if turns:
+        memory.take_turns([pipeline, *([] if pipeline.refiner is None else [pipeline.refiner])], place)
     return pipeline
+
+
+def weights_bytes(found: Checkpoint, compute: torch.dtype) -> int:
+    """Return about how many bytes a checkpoint's parts take in memory: the first stage as it is, the rest in
+    the compute dtype."""
+    total = 0
+    for name, part in found.parts.items():
+        size = 4 if name == "first_stage" else compute.itemsize
+        total += sum(size * product(stored.shape) for stored in part.values())
+    return total
 
 
 def local_path(spec: Spec) -> Path:
@@ -185,7 +213,8 @@ def load_unet(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.d
 
 
 def load_first_stage(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.device) -> FirstStage:
-    """Build the first stage of a Spec and load it, from the file that this run puts in its place if there is one; one of patches has no weights.
+    """Build the first stage of a Spec and load it, from the file that this run puts in its place if there is
+    one; one of patches has no weights.
 
     Raises:
         ModelError: the checkpoint has none, or one of another shape.
@@ -204,7 +233,8 @@ def load_first_stage(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: 
 
 
 def replaced_first_stage(config: FirstStageConfig, found: Checkpoint) -> FirstStageConfig:
-    """Return the shapes of another file's autoencoder; how latents are scaled is the model's, which was trained with it.
+    """Return the shapes of another file's autoencoder; how latents are scaled is the model's, which was
+    trained with it.
 
     Raises:
         ModelError: it holds none, or one with another number of channels.
@@ -212,12 +242,18 @@ def replaced_first_stage(config: FirstStageConfig, found: Checkpoint) -> FirstSt
     other = infer_first_stage(shapes_of(found.part("first_stage")))
     if other.channels != config.channels or other.factor != config.factor:
         raise ModelError(
-            f"autoencoder '{found.path.name}' makes {other.channels} channels of 1/{other.factor}, the model takes {config.channels} of 1/{config.factor}",
+            f"autoencoder '{found.path.name}' makes {other.channels} channels of 1/{other.factor}, "
+            f"the model takes {config.channels} of 1/{config.factor}",
             "choose an autoencoder of the model's family",
             id="model.vae",
         )
     if isinstance(other, KLConfig) and isinstance(config, KLConfig):
-        return replace(config, model_channels=other.model_channels, channel_mult=other.channel_mult, num_res_blocks=other.num_res_blocks)
+        return replace(
+            config,
+            model_channels=other.model_channels,
+            channel_mult=other.channel_mult,
+            num_res_blocks=other.num_res_blocks,
+        )
     return other
 
 

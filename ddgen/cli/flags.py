@@ -193,6 +193,12 @@ ClipSkip = Annotated[
 ]
 Device = Annotated[str | None, value(MODEL, "NAME", "cpu, cuda, cuda:1, mps. [auto]", "--device")]
 Dtype = Annotated[str | None, value(MODEL, "NAME", "float32, bfloat16, float16. [auto]", "--dtype")]
+Offload = Annotated[
+    str | None,
+    value(
+        MODEL, "NAME", "parts: text, network and autoencoder take turns on the device; none. [auto]", "--offload"
+    ),
+]
 TextBackend = Annotated[
     str | None, value(MODEL, "NAME", "native, transformers, open_clip. [native]", "--text-backend")
 ]

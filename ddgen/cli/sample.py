@@ -76,6 +76,7 @@ def sample(
     refiner_start: flags.RefinerStart = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
+    offload: flags.Offload = None,
     text_backend: flags.TextBackend = None,
     batch_size: flags.BatchSize = None,
     offline: flags.Offline = False,

@@ -117,7 +117,11 @@ def load(spec: Spec, values: Mapping[str, Any]) -> "Pipeline":
 
     begun = time.monotonic()
     loaded = assemble(
-        spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"]
+        spec,
+        device=values["device"],
+        dtype=values["dtype"],
+        text_backend=values["text_backend"],
+        offload=values["offload"],
     )
     console.detail(f"ddgen: loaded in {time.monotonic() - begun:.2f} s on {loaded.device}")
     for note in loaded.notes:
