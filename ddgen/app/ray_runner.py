@@ -49,6 +49,7 @@ class ModelRecipe:
     format: str
     quality: int
     metadata: str
+    offload: str = "auto"
 
     def build(self, threads: int) -> Render:
         """Load the pipeline on this worker.
@@ -63,7 +64,13 @@ class ModelRecipe:
         from ddgen.app.render import Renderer
 
         torch.set_num_threads(threads)
-        loaded = assemble(self.spec, device=self.device, dtype=self.dtype, text_backend=self.text_backend)
+        loaded = assemble(
+            self.spec,
+            device=self.device,
+            dtype=self.dtype,
+            text_backend=self.text_backend,
+            offload=self.offload,
+        )
         if loaded.digests != self.digests:
             raise ModelError(
                 f"model '{self.spec.name}' has other weights on {os.uname().nodename}",

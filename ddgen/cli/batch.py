@@ -93,6 +93,9 @@ Address = Annotated[
 Workers = Annotated[
     str | None, flags.value(BATCH, "N", "Ray workers. [one per GPU, else one per two cores]", "--workers")
 ]
+WorkerCores = Annotated[
+    str | None, flags.value(BATCH, "N", "Cores, and so threads, of a Ray worker. [2]", "--worker-cores")
+]
 SharedOutput = Annotated[
     bool,
     flags.switch(
@@ -145,6 +148,7 @@ def batch(
     engine: Engine = None,
     address: Address = None,
     workers: Workers = None,
+    worker_cores: WorkerCores = None,
     shared_output: SharedOutput = False,
     model: flags.Model = None,
     weights_file: flags.WeightsFile = None,
@@ -157,6 +161,7 @@ def batch(
     refiner_start: flags.RefinerStart = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
+    offload: flags.Offload = None,
     text_backend: flags.TextBackend = None,
     batch_size: flags.BatchSize = None,
     offline: flags.Offline = False,
@@ -213,6 +218,7 @@ def batch(
         engine=_word("engine", engine, ("local", "ray"), "local"),
         address=address,
         workers=_count("--workers", workers, 1, 10_000),
+        worker_cores=_count("--worker-cores", worker_cores, 1, 1000),
         shared_output=shared_output,
         events=events,
         end="\0" if null else "\n",

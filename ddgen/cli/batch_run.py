@@ -51,6 +51,7 @@ class Options:
     engine: str
     address: str | None
     workers: int | None
+    worker_cores: int | None
     shared_output: bool
     events: bool
     end: str
@@ -230,6 +231,7 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
             options.workers,
             options.shared_output,
             {"auto": None, "cpu": False}.get(values["device"], True),
+            options.worker_cores,
         )
         recipe = ray_runner.ModelRecipe(
             spec,
@@ -240,6 +242,7 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
             form,
             values["quality"],
             values["metadata"],
+            values["offload"],
         )
         return ray_runner.runner(cluster, recipe, talk.stopping)
 
@@ -250,7 +253,11 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
 
         begun = time.monotonic()
         loaded = assemble(
-            spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"]
+            spec,
+            device=values["device"],
+            dtype=values["dtype"],
+            text_backend=values["text_backend"],
+            offload=values["offload"],
         )
         console.detail(f"ddgen: loaded in {time.monotonic() - begun:.2f} s on {loaded.device}")
         for note in loaded.notes:
