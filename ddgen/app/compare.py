@@ -1,4 +1,5 @@
-"""One picture under many settings: every combination of lists of values, laid out as a table. Torch-free; the caller makes the pictures.
+"""One picture under many settings: every combination of lists of values, laid out as a table. Torch-free; the
+caller makes the pictures.
 
     --guidance 1,3,7  --steps 4,10,25  --sampler euler,ddim
     rows              columns          blocks
@@ -34,7 +35,9 @@ class Axis:
 
     def label(self, at: int) -> str:
         """Return the words for one value."""
-        return self.values[at] if self.name == "prompt" else f"{self.name.replace('_', ' ')} {self.values[at]}"
+        return (
+            self.values[at] if self.name == "prompt" else f"{self.name.replace('_', ' ')} {self.values[at]}"
+        )
 
 
 def check(axes: Sequence[Axis]) -> None:
@@ -48,17 +51,27 @@ def check(axes: Sequence[Axis]) -> None:
         raise UsageError("nothing to compare, no setting has several values", mend, id="usage.compare")
     if len(axes) > 3:
         names = ", ".join(axis.name for axis in axes)
-        raise UsageError(f"a table has at most three settings with lists, not {len(axes)} ({names})", "drop one", id="usage.compare")
+        raise UsageError(
+            f"a table has at most three settings with lists, not {len(axes)} ({names})",
+            "drop one",
+            id="usage.compare",
+        )
     for axis in axes:
         twice = next((value for value in axis.values if axis.values.count(value) > 1), None)
         if twice is not None:
-            raise UsageError(f"--{axis.name.replace('_', '-')} lists '{twice}' twice", "name it once", id="usage.compare")
+            raise UsageError(
+                f"--{axis.name.replace('_', '-')} lists '{twice}' twice", "name it once", id="usage.compare"
+            )
     count = 1
     for axis in axes:
         count *= len(axis.values)
     if count > MAX_CELLS:
         shape = " x ".join(str(len(axis.values)) for axis in axes)
-        raise UsageError(f"{shape} = {count} cells are over the limit of {MAX_CELLS}", "use shorter lists", id="usage.compare")
+        raise UsageError(
+            f"{shape} = {count} cells are over the limit of {MAX_CELLS}",
+            "use shorter lists",
+            id="usage.compare",
+        )
 
 
 def places(axes: Sequence[Axis]) -> Iterator[tuple[int, ...]]:
@@ -67,7 +80,8 @@ def places(axes: Sequence[Axis]) -> Iterator[tuple[int, ...]]:
 
 
 def groups(jobs: Sequence[Job], size: int | None) -> list[list[int]]:
-    """Return which cells go through the network together: those of one grid, and apart those without guidance, which cost half.
+    """Return which cells go through the network together: those of one grid, and apart those without
+    guidance, which cost half.
 
     size: pictures per network call; None chooses by their area.
     """
@@ -94,7 +108,9 @@ def figure(axes: Sequence[Axis], pictures: Sequence[Pixels], title: str) -> Pixe
         across = axes[0]
         # Up to eight beside each other, each with its own label.
         labelled = [figures.Cell(cell.pixels, (across.label(i),)) for i, cell in enumerate(cells)]
-        return figures.table([figures.Block([labelled[at : at + 8] for at in range(0, len(labelled), 8)])], title)
+        return figures.table(
+            [figures.Block([labelled[at : at + 8] for at in range(0, len(labelled), 8)])], title
+        )
     down, across = axes[0], axes[1]
     rows, columns = len(down.values), len(across.values)
     above = [across.label(i) for i in range(columns)]
@@ -104,7 +120,11 @@ def figure(axes: Sequence[Axis], pictures: Sequence[Pixels], title: str) -> Pixe
         step = len(axes[2].values) if len(axes) == 3 else 1
         part = [cells[(r * columns + c) * step + k] for r in range(rows) for c in range(columns)]
         name = axes[2].label(k) if len(axes) == 3 else ""
-        blocks.append(figures.Block([part[at : at + columns] for at in range(0, rows * columns, columns)], name, above, beside))
+        blocks.append(
+            figures.Block(
+                [part[at : at + columns] for at in range(0, rows * columns, columns)], name, above, beside
+            )
+        )
     return figures.table(blocks, title)
 
 
@@ -137,6 +157,11 @@ def record(
 def title(axes: Sequence[Axis], job: Job) -> str:
     """Return what all cells share, in words."""
     compared = {axis.name for axis in axes}
-    shared = {"sampler": job.sampler, "steps": f"{job.steps} steps", "guidance": f"guidance {job.guidance:g}", "seed": f"seed {job.seed}"}
+    shared = {
+        "sampler": job.sampler,
+        "steps": f"{job.steps} steps",
+        "guidance": f"guidance {job.guidance:g}",
+        "seed": f"seed {job.seed}",
+    }
     words = ", ".join(text for name, text in shared.items() if name not in compared)
     return words if "prompt" in compared else f"{job.prompt}: {words}" if words else job.prompt

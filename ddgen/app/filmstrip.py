@@ -2,8 +2,8 @@
 
     x_t = c_in x     D(x; sigma) = the network's estimate of x0 from that x_t
 
-It looks on through the callbacks of app/pipeline.run, makes no network call and changes nothing. Only small 8-bit pictures are
-kept, of chosen steps, so that 1000 steps need no more memory than 10.
+It looks on through the callbacks of app/pipeline.run, makes no network call and changes nothing. Only small
+8-bit pictures are kept, of chosen steps, so that 1000 steps need no more memory than 10.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ ABOVE, BELOW = "x_t, what the network sees", "its estimate of x0"
 
 
 def chosen(steps: int, asked: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """Return the numbers of the steps to show, from 1, rising: those asked for, or `count` spread evenly with both ends.
+    """Return the numbers of the steps to show, from 1, rising: those asked for, or `count` spread evenly with
+    both ends.
 
     Raises:
         UsageError: a step that the run does not have, or too many of them.
@@ -39,11 +40,15 @@ def chosen(steps: int, asked: Sequence[int] | None, count: int) -> tuple[int, ..
         for step in asked:
             if not 1 <= step <= steps:
                 raise UsageError(
-                    f"--filmstrip-steps {step} is out of range of a run of {steps} steps", f"use 1 to {steps}", id="usage.range"
+                    f"--filmstrip-steps {step} is out of range of a run of {steps} steps",
+                    f"use 1 to {steps}",
+                    id="usage.range",
                 )
         if len(set(asked)) > 4 * FRAMES:
             raise UsageError(
-                f"--filmstrip-steps lists {len(set(asked))} steps", f"use at most {4 * FRAMES}", id="usage.filmstrip"
+                f"--filmstrip-steps lists {len(set(asked))} steps",
+                f"use at most {4 * FRAMES}",
+                id="usage.filmstrip",
             )
         return tuple(sorted(set(asked)))
     count = min(count, steps)
@@ -78,7 +83,9 @@ class Filmstrip:
         number = step.index + 1
         if number in self.steps and self._x is not None:
             c_in = self.pipeline.denoiser.coefficients(self._sigma)[2]
-            self.moments.append(Moment(number, self._sigma, self._picture(c_in * self._x), self._picture(step.denoised)))
+            self.moments.append(
+                Moment(number, self._sigma, self._picture(c_in * self._x), self._picture(step.denoised))
+            )
         self._x, self._sigma = step.x, step.sigma
 
     def finish(self, result: Pixels) -> None:
@@ -98,7 +105,10 @@ class Filmstrip:
 
     def frames(self) -> list[Pixels]:
         """Return one frame a moment, all of one size."""
-        cells = ([figures.Cell(m.seen, (*self._label(m), "", "")[:3]), figures.Cell(m.estimate)] for m in self.moments)
+        cells = (
+            [figures.Cell(m.seen, (*self._label(m), "", "")[:3]), figures.Cell(m.estimate)]
+            for m in self.moments
+        )
         above = ("x_t", "estimate of x0")
         return [figures.table([figures.Block([pair], above=above)], self._title()) for pair in cells]
 
@@ -108,7 +118,8 @@ class Filmstrip:
         return (f"step {moment.step} of {self._total}", *figures.level(moment.sigma)[:2])
 
     def _title(self) -> str:
-        return f"{self.job.prompt}: {self.job.sampler}, {self._total} steps, guidance {self.job.guidance:g}, seed {self.job.seed}"
+        job = self.job
+        return f"{job.prompt}: {job.sampler}, {self._total} steps, guidance {job.guidance:g}, seed {job.seed}"
 
     def _picture(self, latents: Tensor) -> Pixels:
         return figures.small(images.to_uint8(self.pipeline.first_stage.decode(latents)[0]), SIDE)

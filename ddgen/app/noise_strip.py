@@ -1,4 +1,5 @@
-"""The forward process on a picture: x_t at a few times, under any schedule, in pixels or in a model's latents.
+"""The forward process on a picture: x_t at a few times, under any schedule, in pixels or in a model's
+latents.
 
     x = x0 + sigma eps,   x_t = c_in x     (c_in = 1 / sqrt(1 + sigma^2); flow: 1 / (1 + sigma))
 
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 
 COLUMNS, FRAMES = 8, 48
 MAX_TIMES = 200
-NOTES = ("x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps;  SNR, signal to noise, is alpha_bar / (1 - alpha_bar) = 1 / sigma^2",)
-FLOW_NOTES = ("x_t = (1 - t) x0 + t eps with t = time / 1000;  sigma, noise to signal, is t / (1 - t), and SNR is 1 / sigma^2",)
+NOTES = (
+    "x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; SNR = alpha_bar / (1 - alpha_bar) = 1 / sigma^2",
+)
+FLOW_NOTES = (
+    "x_t = (1 - t) x0 + t eps with t = time / 1000; sigma = t / (1 - t), SNR = 1 / sigma^2",
+)
 SIDE = 256  # pixels: noise is added to the picture at this size, or it would not be seen
 
 
@@ -47,7 +52,9 @@ def check_times(schedule: Schedule, times: Sequence[float]) -> None:
     for time in times:
         if not low <= time <= high:
             raise UsageError(
-                f"--times {time:g} is out of range of schedule '{schedule.kind}'", f"use {low:g} to {high:g}", id="usage.times"
+                f"--times {time:g} is out of range of schedule '{schedule.kind}'",
+                f"use {low:g} to {high:g}",
+                id="usage.times",
             )
     if not 1 <= len(times) <= MAX_TIMES:
         raise UsageError(f"--times lists {len(times)} times", f"use 1 to {MAX_TIMES}", id="usage.times")

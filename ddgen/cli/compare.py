@@ -26,14 +26,16 @@ EXAMPLES = """Examples:
   ddgen compare "a fox" --sampler ddim,euler_ancestral,dpmpp_2m --steps 5,10,20 --guidance 1,4
   ddgen compare "a fox" "a penguin" --seed 1-4 -o animals.png
 
-The first list runs down, the second across, the third makes blocks. The command of every cell stands in the PNG, in the
-text 'ddgen-figure', which 'ddgen meta json' prints; -v prints the commands.
+The first list runs down, the second across, the third makes blocks. The command of every cell stands in the
+PNG, in the text 'ddgen-figure', which 'ddgen meta json' prints; -v prints the commands.
 """
 RUNNING = ("device", "dtype", "text_backend", "vae", "weights_file")
 
 Output = Annotated[
     str | None,
-    flags.value(flags.OUTPUT, "FILE", "A .png; '-' is standard output. [PROMPT-compare.png]", "--output", "-o"),
+    flags.value(
+        flags.OUTPUT, "FILE", "A .png; '-' is standard output. [PROMPT-compare.png]", "--output", "-o"
+    ),
 ]
 
 
@@ -79,8 +81,8 @@ def compare(
 ) -> None:
     """Make one picture under many settings, as a labelled table.
 
-    Give two or three settings a list: --guidance, --steps, --sampler, --spacing, --seed, --eta, --guidance-rescale or --rng,
-    or give several prompts.
+    Give two or three settings a list: --guidance, --steps, --sampler, --spacing, --seed, --eta,
+    --guidance-rescale or --rng, or give several prompts.
     """
     given = dict(context.params)
     axes, single = read_axes(given)
@@ -108,11 +110,15 @@ def compare(
 
     from ddgen.app.assemble import assemble
 
-    loaded = assemble(spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"])
+    loaded = assemble(
+        spec, device=values["device"], dtype=values["dtype"], text_backend=values["text_backend"]
+    )
     gc.freeze()
     gc.enable()
     pictures = make(loaded, jobs, values)
-    running = [word for name in RUNNING if given.get(name) for word in (settings.flag_name(name), str(given[name]))]
+    running = [
+        word for name in RUNNING if given.get(name) for word in (settings.flag_name(name), str(given[name]))
+    ]
     running += [word for name in lora or () for word in ("--lora", name)]
     running += ["--model", model] if model is not None else []
     cells = tables.record(axes, jobs, sample_run.origin_of(loaded, jobs[0], values), running)
@@ -134,7 +140,11 @@ def read_axes(given: Mapping[str, Any]) -> tuple[list[tables.Axis], dict[str, st
     axes, single = [], {}
     for name in given:
         text = given[name]
-        if name not in tables.AXES or not isinstance(text, str) or not (set(text) & set(",-") if name == "seed" else "," in text):
+        if (
+            name not in tables.AXES
+            or not isinstance(text, str)
+            or not (set(text) & set(",-") if name == "seed" else "," in text)
+        ):
             continue
         parts = [part.strip() for part in text.split(",")]
         if name == "seed":
@@ -146,7 +156,9 @@ def read_axes(given: Mapping[str, Any]) -> tuple[list[tables.Axis], dict[str, st
     return axes, single
 
 
-def plan(axes: Sequence[tables.Axis], words: Sequence[str], values: Mapping[str, Any], spec: Spec) -> list[Job]:
+def plan(
+    axes: Sequence[tables.Axis], words: Sequence[str], values: Mapping[str, Any], spec: Spec
+) -> list[Job]:
     """Return the job of every cell, planned as `sample` plans it.
 
     Raises:
@@ -159,7 +171,11 @@ def plan(axes: Sequence[tables.Axis], words: Sequence[str], values: Mapping[str,
     for place in tables.places(axes):
         chosen = {axis.name: axis.values[at] for axis, at in zip(axes, place, strict=True)}
         prompt = chosen.pop("prompt", words[0])
-        read = {name: found.value for name, found in settings.resolve(chosen, tuple(chosen)).items()} if chosen else {}
+        read = (
+            {name: found.value for name, found in settings.resolve(chosen, tuple(chosen)).items()}
+            if chosen
+            else {}
+        )
         request = make_request({**shared, **read}, (prompt,), spec, None, None)
         jobs += planning.plan(request, spec)
     return jobs

@@ -1,4 +1,5 @@
-"""Where the figures of `noise`, `compare`, `explain`, `plot` and `sample --filmstrip` go: looked at before the work, written after it."""
+"""Where the figures of `noise`, `compare`, `explain`, `plot` and `sample --filmstrip` go: looked at before
+the work, written after it."""
 
 from pathlib import Path
 
@@ -7,21 +8,29 @@ from ddgen.errors import UsageError
 from ddgen.io import files
 
 
-def check(output: str | None, name: str, suffixes: tuple[str, ...], *, force: bool, flag: str = "--output") -> Path | None:
-    """Return the file that a figure goes to (None: standard output); without `output`, a free name in the current directory.
+def check(
+    output: str | None, name: str, suffixes: tuple[str, ...], *, force: bool, flag: str = "--output"
+) -> Path | None:
+    """Return the file that a figure goes to (None: standard output); without `output`, a free name in the
+    current directory.
 
     suffixes: those that the command can write, the usual one first.
 
     Raises:
-        UsageError: a suffix that is not among them. OutputError: a place that cannot be written, a name that is taken.
+        UsageError: a suffix that is not among them. OutputError: a place that cannot be written, a name that
+            is taken.
     """
     from ddgen.app.naming import taken
 
     if output == "-":
         if process.is_terminal(1):
-            raise UsageError("refusing to write a picture to a terminal", "use --output FILE", id="usage.stdout-terminal")
+            raise UsageError(
+                "refusing to write a picture to a terminal", "use --output FILE", id="usage.stdout-terminal"
+            )
         if console.manners.json:
-            raise UsageError("--json and --output '-' both want standard output", "drop one of them", id="usage.stdout")
+            raise UsageError(
+                "--json and --output '-' both want standard output", "drop one of them", id="usage.stdout"
+            )
         return None
     if output is None or output.endswith("/") or Path(output).is_dir():
         path = _free(Path(output or "") / (name + suffixes[0]))
@@ -29,7 +38,9 @@ def check(output: str | None, name: str, suffixes: tuple[str, ...], *, force: bo
         path = Path(output)
     if path.suffix.lower() not in suffixes:
         found = f"unknown format '{path.suffix}'" if path.suffix else "names no format"
-        raise UsageError(f"{flag} '{output}': {found}", f"use a file in {', '.join(suffixes)}", id="usage.format")
+        raise UsageError(
+            f"{flag} '{output}': {found}", f"use a file in {', '.join(suffixes)}", id="usage.format"
+        )
     files.refuse_special(path)
     if files.exists(path) and not force:
         raise taken(path)
@@ -37,8 +48,11 @@ def check(output: str | None, name: str, suffixes: tuple[str, ...], *, force: bo
     return path
 
 
-def write(path: Path | None, data: bytes, kind: str, *, force: bool, aside: bool = False, **more: object) -> None:
-    """Write a figure and tell its path, as a line or as JSON with what else there is to tell; aside: on standard error."""
+def write(
+    path: Path | None, data: bytes, kind: str, *, force: bool, aside: bool = False, **more: object
+) -> None:
+    """Write a figure and tell its path, as a line or as JSON with what else there is to tell; aside: on
+    standard error."""
     from ddgen.app.naming import taken
 
     if path is None:
@@ -65,7 +79,9 @@ def numbers(flag: str, text: str, example: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{flag} '{text}' is not a list of numbers", f"use some as {example}", id="usage.value") from None
+        raise UsageError(
+            f"{flag} '{text}' is not a list of numbers", f"use some as {example}", id="usage.value"
+        ) from None
 
 
 def whole_numbers(flag: str, text: str, example: str) -> tuple[int, ...]:
@@ -76,7 +92,9 @@ def whole_numbers(flag: str, text: str, example: str) -> tuple[int, ...]:
     """
     found = numbers(flag, text, example)
     if any(value != value or value % 1 for value in found):
-        raise UsageError(f"{flag} '{text}' is not a list of whole numbers", f"use some as {example}", id="usage.value")
+        raise UsageError(
+            f"{flag} '{text}' is not a list of whole numbers", f"use some as {example}", id="usage.value"
+        )
     return tuple(int(value) for value in found)
 
 

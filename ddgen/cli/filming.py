@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from ddgen.app.pipeline import OnStep, Pipeline
 
 
-def prepare(output: str | None, steps: str | None, jobs: Sequence[Job], values: Mapping[str, Any], *, force: bool) -> Draw | None:
-    """Return what makes the picture and its filmstrip, after looking for all that stands against it; None: no filmstrip is asked for.
+def prepare(
+    output: str | None, steps: str | None, jobs: Sequence[Job], values: Mapping[str, Any], *, force: bool
+) -> Draw | None:
+    """Return what makes the picture and its filmstrip, after looking for all that stands against it; None: no
+    filmstrip is asked for.
 
     output, steps: of --filmstrip and --filmstrip-steps.
 
@@ -26,10 +29,16 @@ def prepare(output: str | None, steps: str | None, jobs: Sequence[Job], values: 
     """
     if output is None:
         if steps is not None:
-            raise UsageError("--filmstrip-steps is given without --filmstrip", "add --filmstrip FILE", id="usage.filmstrip")
+            raise UsageError(
+                "--filmstrip-steps is given without --filmstrip", "add --filmstrip FILE", id="usage.filmstrip"
+            )
         return None
     if len(jobs) != 1:
-        raise UsageError(f"--filmstrip shows one picture, not {len(jobs)}", "give one prompt and one seed", id="usage.filmstrip")
+        raise UsageError(
+            f"--filmstrip shows one picture, not {len(jobs)}",
+            "give one prompt and one seed",
+            id="usage.filmstrip",
+        )
     (job,) = jobs
     path = drawing.check(output, "filmstrip", tuple(figures.KINDS), force=force, flag="--filmstrip")
     if path is None:
@@ -56,9 +65,16 @@ def prepare(output: str | None, steps: str | None, jobs: Sequence[Job], values: 
     return draw
 
 
-def write(film: filmstrip.Filmstrip, path: Path, kind: str, values: Mapping[str, Any], *, force: bool) -> None:
-    """Write the filmstrip, marked as an AI picture, and tell its path; not among the bytes of the picture itself."""
-    mark = metadata.Metadata() if values["metadata"] == "none" else metadata.Metadata(xmp=metadata.xmp_packet(""))
+def write(
+    film: filmstrip.Filmstrip, path: Path, kind: str, values: Mapping[str, Any], *, force: bool
+) -> None:
+    """Write the filmstrip, marked as an AI picture, and tell its path; not among the bytes of the picture
+    itself."""
+    mark = (
+        metadata.Metadata()
+        if values["metadata"] == "none"
+        else metadata.Metadata(xmp=metadata.xmp_packet(""))
+    )
     pages = [film.strip()] if kind == "png" else film.frames()
     data = figures.encode(pages, kind, mark, pause=120)
     drawing.write(path, data, "filmstrip", force=force, aside=values["output"] == "-")

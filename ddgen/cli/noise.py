@@ -1,4 +1,5 @@
-"""`ddgen noise`: how a picture becomes noise, step by step under a schedule: what a network learns to undo."""
+"""`ddgen noise`: how a picture becomes noise, step by step under a schedule: what a network learns to
+undo."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,23 +25,37 @@ A .png is a strip, a .gif or .webp an animation.
 """
 DEFAULT_SCHEDULE = "scaled_linear"
 
-Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP picture.", show_default=False)]
+Image = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP picture.", show_default=False)
+]
 Schedule_ = Annotated[
     str | None,
     flags.value(
-        flags.PICTURE, "NAME", "scaled_linear, linear, cosine, flow, edm. [scaled_linear, or the model's]", "--schedule"
+        flags.PICTURE,
+        "NAME",
+        "scaled_linear, linear, cosine, flow, edm. [scaled_linear, or the model's]",
+        "--schedule",
     ),
 ]
 Times = Annotated[
-    str | None, flags.value(flags.PICTURE, "LIST", "Times of that schedule, as 0,250,999. [8, or 48 frames]", "--times")
+    str | None,
+    flags.value(flags.PICTURE, "LIST", "Times of that schedule, as 0,250,999. [8, or 48 frames]", "--times"),
 ]
 FromModel = Annotated[
     str | None,
-    flags.value(flags.MODEL, "NAME|PATH", "Add the noise in this model's latents, under its schedule.", "--from-model"),
+    flags.value(
+        flags.MODEL, "NAME|PATH", "Add the noise in this model's latents, under its schedule.", "--from-model"
+    ),
 ]
 Output = Annotated[
     str | None,
-    flags.value(flags.OUTPUT, "FILE", "A .png, .gif or .webp; '-' is standard output. [IMAGE-noise.png]", "--output", "-o"),
+    flags.value(
+        flags.OUTPUT,
+        "FILE",
+        "A .png, .gif or .webp; '-' is standard output. [IMAGE-noise.png]",
+        "--output",
+        "-o",
+    ),
 ]
 
 
@@ -68,14 +83,27 @@ def noise(
     debug: flags.Debug = False,
 ) -> None:
     """Show how noise swallows a picture: x_t with sigma, alpha_bar and SNR at a few times."""
-    given = {"seed": seed, "weights_file": weights_file, "device": device, "dtype": dtype, "progress": progress, "color": color}
-    values: dict[str, Any] = {name: found.value for name, found in settings.resolve(given, tuple(given)).items()}
+    given = {
+        "seed": seed,
+        "weights_file": weights_file,
+        "device": device,
+        "dtype": dtype,
+        "progress": progress,
+        "color": color,
+    }
+    values: dict[str, Any] = {
+        name: found.value for name, found in settings.resolve(given, tuple(given)).items()
+    }
     console.configure(color=values["color"], quiet=quiet, verbose=verbose, json=json)
     first = 0 if values["seed"] is None else values["seed"]
     if not isinstance(first, int):
-        raise UsageError(f"--seed '{seed}' is a list, one picture has one noise", "give one, as --seed 7", id="usage.seed")
+        raise UsageError(
+            f"--seed '{seed}' is a list, one picture has one noise", "give one, as --seed 7", id="usage.seed"
+        )
     wanted = None if times is None else drawing.numbers("--times", times, "0,250,999")
-    path = drawing.check(output, f"{Path(image).stem or 'image'}-noise", (".png", ".gif", ".webp"), force=force)
+    path = drawing.check(
+        output, f"{Path(image).stem or 'image'}-noise", (".png", ".gif", ".webp"), force=force
+    )
 
     from ddgen.io import figures, images
     from ddgen.weights import registry
@@ -87,7 +115,9 @@ def noise(
 
     trained = schedule_of(schedule, spec)
     kind = "png" if path is None else figures.KINDS[path.suffix.lower()]
-    chosen = wanted or noise_strip.spread(trained, noise_strip.COLUMNS if kind == "png" else noise_strip.FRAMES)
+    chosen = wanted or noise_strip.spread(
+        trained, noise_strip.COLUMNS if kind == "png" else noise_strip.FRAMES
+    )
     noise_strip.check_times(trained, chosen)
     pipeline = None if spec is None else load(spec, values)
     pixels = figures.small(pixels, noise_strip.SIDE) if spec is None else fitted(pixels, spec)
@@ -98,9 +128,13 @@ def noise(
         pages = [noise_strip.strip(cells, title, trained)]
     else:
         pages = noise_strip.frames(cells, title)
-    made = canonical({"schema": SCHEMA, "kind": "noise", "schedule": trained.kind, "times": list(chosen), "seed": first})
+    made = canonical(
+        {"schema": SCHEMA, "kind": "noise", "schedule": trained.kind, "times": list(chosen), "seed": first}
+    )
     data = figures.encode(pages, kind, figure=made)
-    drawing.write(path, data, "noise", force=force, times=list(chosen), sigmas=[trained.sigma(time) for time in chosen])
+    drawing.write(
+        path, data, "noise", force=force, times=list(chosen), sigmas=[trained.sigma(time) for time in chosen]
+    )
 
 
 def schedule_of(name: str | None, spec: "Spec | None") -> "Schedule":

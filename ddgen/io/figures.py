@@ -4,8 +4,8 @@
     table    rows of cells with a title, labels above the columns and beside the rows
     encode   one PNG, or several frames as an animated GIF or WebP
 
-Small pictures are enlarged by whole numbers, pixel by pixel, so that a picture of 64 pixels and its label can both be read;
-large ones are scaled down until the sheet stays below 32 megapixels.
+Small pictures are enlarged by whole numbers, pixel by pixel, so that a picture of 64 pixels and its label can
+both be read; large ones are scaled down until the sheet stays below 32 megapixels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ MAX_PIXELS = 32 * 2**20
 LEAST = 160  # pixels: a picture's longer side, so that a label fits under it
 KEYWORD = "ddgen-figure"  # the PNG text that tells how a figure was made, as JSON
 INK, FAINT, FRAME, PAPER = "#111111", "#5a5a5a", "#cccccc", "white"
-# Fonts with more scripts than the one in Pillow, which has ASCII only; found where the system keeps its fonts.
+# Fonts with more scripts than the one in Pillow, which has ASCII only; found where the system keeps its
+# fonts.
 WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf")
 
 
@@ -48,7 +49,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a figure: rows of cells. above: a label per column; beside: one per row; title: over the whole block."""
+    """A part of a figure: rows of cells. above: a label per column; beside: one per row; title: over the
+    whole block."""
 
     rows: Sequence[Sequence[Cell]]
     title: str = ""
@@ -65,7 +67,11 @@ def table(blocks: Sequence[Block], title: str = "", notes: Sequence[str] = ()) -
     size = max(13, min(30, round(width / 12)))
     gap, line = size, round(size * 1.35)
     labels = [label for block in blocks for label in block.beside]
-    left = gap + (min(_longest(labels, size), max(round(width * 0.6), _longest(_words(labels), size))) + gap if labels else 0)
+    left = gap + (
+        min(_longest(labels, size), max(round(width * 0.6), _longest(_words(labels), size))) + gap
+        if labels
+        else 0
+    )
     across = left + columns * (width + gap)
     pen = _Pen(across, gap, line, size)
     if title:
@@ -95,7 +101,9 @@ def table(blocks: Sequence[Block], title: str = "", notes: Sequence[str] = ()) -
     return pen.finished()
 
 
-def encode(frames: Sequence[Pixels], kind: str, metadata: Metadata | None = None, figure: str = "", pause: int = 80) -> bytes:
+def encode(
+    frames: Sequence[Pixels], kind: str, metadata: Metadata | None = None, figure: str = "", pause: int = 80
+) -> bytes:
     """Return a PNG of the first frame, or an endless animation of all: "gif" or "webp".
 
     figure: how it was made, as JSON (PNG only). pause: milliseconds a frame; the last is held for 2 seconds.
@@ -114,7 +122,9 @@ def encode(frames: Sequence[Pixels], kind: str, metadata: Metadata | None = None
         first.save(buffer, "GIF", save_all=True, append_images=others, duration=pauses, loop=0)
     else:
         extra = {"xmp": texts.xmp.encode()} if texts.xmp else {}
-        first.save(buffer, "WEBP", save_all=True, append_images=others, duration=pauses, loop=0, quality=85, **extra)
+        first.save(
+            buffer, "WEBP", save_all=True, append_images=others, duration=pauses, loop=0, quality=85, **extra
+        )
     return buffer.getvalue()
 
 
@@ -136,7 +146,8 @@ def number(value: float) -> str:
 
 
 def level(sigma: float) -> tuple[str, str, str]:
-    """Return the three lines that tell a noise level: sigma, alpha_bar = 1 / (1 + sigma^2), SNR = 1 / sigma^2."""
+    """Return the three lines that tell a noise level: sigma, alpha_bar = 1 / (1 + sigma^2), SNR = 1 /
+    sigma^2."""
     snr = "infinite" if sigma == 0 else number(sigma**-2)
     return f"sigma {number(sigma)}", f"alpha_bar {number(1 / (1 + sigma**2))}", f"SNR {snr}"
 
@@ -160,7 +171,9 @@ class _Pen:
         self.y += pixels
         self._reach(self.y)
 
-    def text(self, x: int, text: str, size: int, ink: str, room: int, *, below: int = 0, centre: bool = False) -> None:
+    def text(
+        self, x: int, text: str, size: int, ink: str, room: int, *, below: int = 0, centre: bool = False
+    ) -> None:
         """Write one line, made smaller and then cut until it fits."""
         shown, font = _fitted(text, size, room)
         self._reach(self.y + below + round(size * 1.5))
@@ -192,7 +205,8 @@ def _sides(cells: Sequence[Cell]) -> tuple[list[int], list[int]]:
 
 
 def _factor(cells: Sequence[Cell]) -> float:
-    """Return how many times larger the pictures are shown: a whole number, or a fraction where they are too many."""
+    """Return how many times larger the pictures are shown: a whole number, or a fraction where they are too
+    many."""
     widths, heights = _sides(cells)
     longest = max(*widths, *heights)
     area = max(widths) * max(heights) * len(cells)

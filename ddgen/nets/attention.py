@@ -6,8 +6,12 @@ A SpatialTransformer flattens a feature map to H W tokens and runs blocks of sel
 to the text and a gated feed-forward. Names are those of the published Latent Diffusion checkpoints.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from ddgen.nets.layers import GROUPS, Linear, zeroed
 
@@ -29,6 +33,15 @@ class Attention(nn.Module):
         q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
         out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, width / heads)
         return self.to_out(out.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, context: Tensor) -> Tensor:
+        """Return softmax(q k^T / sqrt(d)), mean over the heads: (B, N, M), how much of each state a place
+        reads.
+
+        For those who look on: `forward` never holds them.
+        """
+        q, k = self._split(self.to_q(x)), self._split(self.to_k(context))
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).float().softmax(-1).mean(1)
 
     def _split(self, t: Tensor) -> Tensor:
         return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, width / heads)
@@ -110,3 +123,37 @@ class SpatialTransformer(nn.Module):
         if self.linear_projection:
             return x + self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
+
+
+Take = Callable[[Tensor, tuple[int, int]], None]
+
+
+@contextmanager
+def watched(network: nn.Module, take: Take) -> Iterator[None]:
+    """Show a network's cross-attention to `take` while inside.
+
+    It is given (1, H W, M) weights of the batch's last row, and (H, W). By hooks, so that a network that
+    nobody watches has nothing of it.
+    """
+    found = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
+    hooks = [hook for module in found for hook in _watch(module, take)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _watch(transformer: SpatialTransformer, take: Take) -> Iterator[RemovableHandle]:
+    size = (0, 0)
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal size
+        size = (inputs[0].shape[-2], inputs[0].shape[-1])
+
+    def show(module: Attention, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        take(module.weights(inputs[0][-1:], inputs[1][-1:]), size)
+
+    yield transformer.register_forward_pre_hook(note)
+    for block in transformer.transformer_blocks:
+        yield block.attn2.register_forward_hook(show)
