@@ -294,7 +294,7 @@ def _join(ray: Any, cluster: Cluster) -> bool:
             ray.init(address=cluster.address, **quiet)
         else:
             ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a bare one when a node does not come up
         words = str(error).strip().partition("\n")[0][:150]
         raise ResourceError(f"no Ray cluster: {words}", "see docs/ray.md", id="resource.ray") from error
     return True
