@@ -35,7 +35,7 @@ class OutOfMemoryError(RuntimeError):
     """Stands for torch.OutOfMemoryError."""
 
 
-def assemble(spec, *, device="auto", dtype="auto", text_backend="native"):
+def assemble(spec, *, device="auto", dtype="auto", text_backend="native", offload="auto"):
     if os.environ.get("FAKE_LOG"):
         with open(os.environ["FAKE_LOG"], "a") as log:
             log.write(f"loaded {spec.name} {device} {dtype} {text_backend}\n")
