@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from bench import batches
 from bench.measure import Pair, Worker, run
 
 PYTHON = sys.executable
@@ -137,5 +138,6 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "step": step,
     "decode": decode,
     "load": load,
+    **batches.ROWS,
 }
-LONG = ("step", "decode", "load")
+LONG = ("step", "decode", "load", *batches.ROWS)

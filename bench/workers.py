@@ -43,6 +43,32 @@ def sticker_sample() -> Call:
     return lambda: generate(pipeline, Request(prompts=("a red apple",), seed=7))
 
 
+def batch_of_eight() -> Call:
+    """Eight prompts through a loaded pipeline in one tensor batch."""
+    jobs, pipeline = _eight_jobs()
+    from ddgen.app.pipeline import run
+
+    return lambda: run(pipeline, jobs)
+
+
+def loop_of_eight() -> Call:
+    """The same eight prompts one after the other."""
+    jobs, pipeline = _eight_jobs()
+    from ddgen.app.pipeline import run
+
+    return lambda: [run(pipeline, [job]) for job in jobs]
+
+
+def _eight_jobs() -> tuple[list[Any], Any]:
+    from ddgen.app.pipeline import Pipeline
+    from ddgen.app.plan import plan
+    from ddgen.request import Request
+
+    pipeline = Pipeline.load()
+    prompts = tuple(f"a red apple number {index}" for index in range(8))
+    return list(plan(Request(prompts=prompts, seed=7), pipeline.spec)), pipeline
+
+
 def random_weights(network: nn.Module, *, empty: bool = True) -> nn.Module:
     """Fill a network built on the meta device with numbers that keep its activations near unit size."""
     network = network.to_empty(device="cpu") if empty else network
