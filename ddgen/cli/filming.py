@@ -43,6 +43,10 @@ def prepare(
     path = drawing.check(output, "filmstrip", tuple(figures.KINDS), force=force, flag="--filmstrip")
     if path is None:
         raise UsageError("--filmstrip needs a file", "use --filmstrip film.png", id="usage.filmstrip")
+    if values["output"] and Path(values["output"]) == path:
+        raise UsageError(
+            "--filmstrip and --output name the same file", "choose another", id="usage.filmstrip"
+        )
     kind = figures.KINDS[path.suffix.lower()]
     asked = None if steps is None else drawing.whole_numbers("--filmstrip-steps", steps, "1,10,25")
     count = filmstrip.COLUMNS if kind == "png" else filmstrip.FRAMES
