@@ -4,6 +4,7 @@ within 2/255.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from ddgen.app.assemble import part_modules
 from ddgen.nets.config import KLConfig, UNetConfig
 from ddgen.text.config import CLIPConfig, TowerSpec
 from ddgen.weights.arch import Arch
-from ddgen.weights.checkpoint import save_tensors, spec_metadata
+from ddgen.weights.checkpoint import open_checkpoint, read_tensors, save_tensors, spec_metadata
 from ddgen.weights.spec import Defaults, Spec
 
 pytestmark = pytest.mark.filterwarnings(
@@ -167,3 +168,29 @@ def inspected(folder: Path, name: str) -> dict[str, object]:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_a_folder_of_pickles_is_read_like_one_of_safetensors(folder: Path, tmp_path: Path) -> None:
+    """As tiny-sd is published: only .bin, with tensors that are not contiguous."""
+    pickled = tmp_path / "pickled"
+    shutil.copytree(folder / "folder", pickled)
+    for part, stem in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        plain = pickled / part / f"{stem}.safetensors"
+        turned = {name: turn(tensor) for name, tensor in load_file(plain).items()}
+        torch.save(turned, plain.with_name(("pytorch_model" if stem == "model" else stem) + ".bin"))
+        plain.unlink()
+    ours, theirs = open_checkpoint(folder / "folder"), open_checkpoint(pickled)
+    assert ours.arch == theirs.arch and set(ours.parts) == set(theirs.parts)
+    for name, part in ours.parts.items():
+        read = dict(read_tensors(theirs.parts[name]))
+        assert all(torch.equal(tensor, read[key]) for key, tensor in read_tensors(part))
+    assert any(info.stride is not None for header in theirs.headers for info in header.tensors.values())
+
+
+def turn(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same values in another order of memory."""
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1) if tensor.ndim > 1 else tensor
