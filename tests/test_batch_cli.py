@@ -192,8 +192,32 @@ def test_several_faults_are_told_together(tmp_path: Path) -> None:
     done = shell("ddgen batch p.txt", tmp_path)
     assert done.returncode == 4
     lines = done.stderr.splitlines()
-    assert len(lines) == 6 and sum("error: prompt file 'p.txt' line" in line for line in lines) == 5
-    assert "ddgen: (+4 more)" in lines
+    assert len(lines) == 5
+    for number, line in enumerate(lines, 1):
+        assert line.startswith(f"ddgen: error: prompt file 'p.txt' line {number}: unknown key 'x'; ")
+    assert lines[-1].endswith(" (+4 more)")
+
+
+def test_long_prompts_are_told_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n" + "word " * 80 + "\n")
+    command = "ddgen batch p.txt -o out --steps 1"
+    strict = shell(f"{command} --strict-tokens", tmp_path)
+    mend = "shorten it, or drop --strict-tokens"
+    error = f"ddgen: error: prompt file 'p.txt' line 2: prompt has 80 tokens, over 75; {mend}\n"
+    assert (strict.returncode, strict.stderr) == (4, error)
+    told = shell(command, tmp_path)
+    assert told.returncode == 0
+    assert "1 prompts are long, the longest has 80 tokens; read in chunks of 75" in told.stderr
+
+
+def test_output_that_fails_midway_tells_what_was_kept(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\na dog\na bird\n")
+    done = shell("ulimit -f 8; ddgen batch p.txt -o out --steps 1 --batch-size 1", tmp_path)
+    assert done.returncode == 7 and "Traceback" not in done.stderr
+    assert "of 3 images saved; when that is mended, the same command continues" in done.stderr
+    assert "over the file size limit" in done.stderr and not list((tmp_path / "out").glob("*.png"))
+    again = shell("ddgen batch p.txt -o out --steps 1", tmp_path)
+    assert again.returncode == 0 and "ddgen: 3 saved, 0 skipped, 0 failed" in again.stderr
 
 
 def test_stdin_rows(tmp_path: Path) -> None:

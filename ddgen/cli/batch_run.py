@@ -24,11 +24,12 @@ from ddgen.app.tasks import Planner, Task
 from ddgen.cli import console, process, pulling
 from ddgen.cli.batch_talk import Talk
 from ddgen.cli.progress import make_progress
-from ddgen.errors import UsageError
+from ddgen.errors import InputError, OutputError, ResourceError, UsageError
 from ddgen.io import files, metadata
 from ddgen.io.lines import Faults
 from ddgen.io.prompts import PromptFile, shown_name
 from ddgen.io.settings import Settings
+from ddgen.request import Job
 from ddgen.weights import registry
 from ddgen.weights.spec import Spec
 
@@ -53,6 +54,7 @@ class Options:
     workers: int | None
     worker_cores: int | None
     shared_output: bool
+    strict_tokens: bool
     events: bool
     end: str
     look_only: bool
@@ -149,6 +151,10 @@ def work(options: Options, values: dict[str, Any], spec: Spec, planner: Planner)
             batch.run(source, make_runner(options, values, spec, talk, root))
         except Interrupted:
             interrupted = True
+        except (OutputError, ResourceError):
+            kept = f"{batch.tally.saved + batch.tally.skipped} of {talk.total or 'the'} images saved"
+            console.say(f"ddgen: {kept}; when that is mended, the same command continues")
+            raise
         else:
             interrupted = False
     tally = batch.tally
@@ -176,15 +182,35 @@ def open_source(options: Options, values: dict[str, Any], planner: Planner, talk
     origin = metadata.Origin()
     marked = values["metadata"] != "none"
 
+    long: list[int] = []
+
     def visit(task: Task) -> None:
         talk.total += 1
+        count = tokens_beyond(task.job)
+        if count and options.strict_tokens:
+            what = (
+                f"{task.source} line {task.line}: prompt has {count} tokens, over {planning.TOKENS_PER_CHUNK}"
+            )
+            raise InputError(what, "shorten it, or drop --strict-tokens", id="prompts.tokens")
+        long.append(count) if count else None
         if planner.target.format == "jpeg":
             metadata.check_fits(metadata.describe(task.job, origin, values["metadata"], task.id), "jpeg")
         if task.path.exists() and look(task, marked=marked) == "other":
             raise clash(task.path)
 
     check_files(opened, planner, visit)
+    if long:
+        chunks = f"read in chunks of {planning.TOKENS_PER_CHUNK}"
+        console.warn(f"{len(long)} prompts are long, the longest has {max(long)} tokens; {chunks}")
     return sources.FileSource(opened, fresh(planner))
+
+
+def tokens_beyond(job: Job) -> int:
+    """Return a prompt's tokens if they are more than one chunk, else 0; short ones are not counted."""
+    if len(job.prompt.encode()) <= planning.TOKENS_PER_CHUNK:
+        return 0
+    count = planning.token_count(job.prompt, job.prompt_syntax, job.steps)
+    return count if count > planning.TOKENS_PER_CHUNK else 0
 
 
 def check_files(opened: list[PromptFile], planner: Planner, visit: Callable[[Task], None]) -> None:
@@ -196,11 +222,14 @@ def check_files(opened: list[PromptFile], planner: Planner, visit: Callable[[Tas
     try:
         sources.check(opened, fresh(planner), visit)
     except Faults as faults:
-        for line in faults.others:
+        if not faults.others:
+            raise
+        console.fail(faults)
+        for line in faults.others[:-1]:
             console.fail(line.error())
-        if faults.more:
-            console.say(f"ddgen: (+{faults.more} more)")
-        raise
+        more = f" (+{faults.more} more)" if faults.more else ""
+        last = faults.others[-1].error()
+        raise InputError(last.message, last.hint + more, id=last.id) from None
 
 
 def fresh(planner: Planner) -> Planner:
