@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddgen.app import canvas
-from ddgen.app.canvas import Frame, crop_box, extended, feathered, fit, grown, matched, passes, paste, work_size
+from ddgen.app.canvas import (
+    Frame,
+    crop_box,
+    extended,
+    feathered,
+    fit,
+    grown,
+    matched,
+    passes,
+    paste,
+    work_size,
+)
 from ddgen.weights.arch import SD15
 from ddgen.weights.spec import Spec
 
@@ -24,7 +35,9 @@ def test_fitting() -> None:
     for how in canvas.FITS:
         assert fit(picture, 64, 64, how).shape == (64, 64, 3)
     padded = fit(picture, 80, 80, "pad")
-    assert (padded[:20] == 255).all() and (padded[60:] == 255).all() and np.array_equal(padded[20:60], picture)
+    assert (
+        (padded[:20] == 255).all() and (padded[60:] == 255).all() and np.array_equal(padded[20:60], picture)
+    )
     cropped = fit(picture, 40, 40, "crop")
     assert np.array_equal(cropped, picture[:, 20:60])
     assert fit(picture, 40, 40, "stretch")[:, -8:].min() > 150
@@ -36,7 +49,9 @@ def test_masks_grow_and_shrink_with_a_square_brush() -> None:
     assert np.array_equal(grown(grown(mask, 3), -3), mask) and np.array_equal(grown(mask, 0), mask)
     assert not grown(mask, -1).any()
     edge = block(8, 8, 0, 0, 8, 4)
-    assert np.array_equal(grown(edge, -2), block(8, 8, 0, 0, 8, 2)), "the picture's edge is no edge of the mask"
+    assert np.array_equal(grown(edge, -2), block(8, 8, 0, 0, 8, 2)), (
+        "the picture's edge is no edge of the mask"
+    )
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 9))
@@ -46,9 +61,13 @@ def test_feathering_goes_inwards(seed: int, radius: int) -> None:
     weight = feathered(mask, radius)
     assert ((weight > 0) == mask).all() and weight.max(initial=0) <= 1
     assert not mask.any() or weight.max() == 1, "something is seen in full"
-    below, above = (np.random.default_rng(seed + i).integers(0, 256, (24, 31, 3), dtype=np.uint8) for i in (1, 2))
+    below, above = (
+        np.random.default_rng(seed + i).integers(0, 256, (24, 31, 3), dtype=np.uint8) for i in (1, 2)
+    )
     found = paste(below, above, weight)
-    assert np.array_equal(found[~mask], below[~mask]) and np.array_equal(found[weight == 1], above[weight == 1])
+    assert np.array_equal(found[~mask], below[~mask]) and np.array_equal(
+        found[weight == 1], above[weight == 1]
+    )
 
 
 def test_a_frame_of_another_size_changes_only_the_mask() -> None:
@@ -56,7 +75,9 @@ def test_a_frame_of_another_size_changes_only_the_mask() -> None:
     mask = block(75, 100, 30, 41, 33, 60)
     frame = Frame((20, 11, 83, 70), 64, 128)
     assert frame.cut(picture).shape == (128, 64, 3)
-    assert frame.cut_mask(mask).any() and Frame((0, 0, 100, 75), 8, 8).cut_mask(mask).any(), "small is not lost"
+    assert frame.cut_mask(mask).any() and Frame((0, 0, 100, 75), 8, 8).cut_mask(mask).any(), (
+        "small is not lost"
+    )
     found = frame.put(picture, np.zeros((128, 64, 3), np.uint8), feathered(mask, 1))
     assert np.array_equal(found[~mask], picture[~mask]) and not found[mask].any()
     same = Frame((0, 0, 100, 75), 100, 75)
@@ -65,7 +86,9 @@ def test_a_frame_of_another_size_changes_only_the_mask() -> None:
 
 def test_the_surroundings_of_a_mask() -> None:
     left, top, right, bottom = crop_box(block(200, 300, 90, 100, 100, 180))
-    assert left == 60 and right == 220 and top <= 60 and bottom >= 130 and (right - left) <= 2 * (bottom - top)
+    assert (
+        left == 60 and right == 220 and top <= 60 and bottom >= 130 and (right - left) <= 2 * (bottom - top)
+    )
     assert crop_box(block(50, 50, 0, 0, 50, 50)) == (0, 0, 50, 50)
     assert crop_box(block(200, 300, 90, 100, 100, 180), 0) == (100, 75, 180, 115)
 
@@ -110,8 +133,14 @@ def test_colours_are_matched_at_the_seam_and_left_alone_far_away() -> None:
 
 @pytest.mark.parametrize(
     ("size", "seen"),
-    [((512, 512), (512, 512)), ((640, 448), (640, 448)), ((4000, 3000), (592, 448)), ((100, 100), (512, 512)), ((511, 512), (512, 512))],
-)  # fmt: skip
+    [
+        ((512, 512), (512, 512)),
+        ((640, 448), (640, 448)),
+        ((4000, 3000), (592, 448)),
+        ((100, 100), (512, 512)),
+        ((511, 512), (512, 512)),
+    ],
+)
 def test_the_size_at_which_the_network_sees_a_picture(size: tuple[int, int], seen: tuple[int, int]) -> None:
     found = work_size(Spec("sd", SD15), *size)
     assert found[0] % 64 == found[1] % 64 == 0

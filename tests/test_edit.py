@@ -1,4 +1,5 @@
-"""What an edit adds to the one road: closed forms, counted steps, tiny networks; parity is tests/test_edit_parity.py."""
+"""What an edit adds to the one road: closed forms, counted steps, tiny networks; parity is
+tests/test_edit_parity.py."""
 
 import math
 from dataclasses import replace
@@ -52,7 +53,12 @@ class Reader(MeanNetwork):
 
 def pixel_pipeline(in_channels: int = 192) -> SimpleNamespace:
     """A pipeline on pixels whose network answers the mean of its text, everywhere."""
-    arch = Arch("tiny", replace(archs.SD15.unet, in_channels=in_channels, out_channels=192), PATCHES, archs.SD15.text)
+    arch = Arch(
+        "tiny",
+        replace(archs.SD15.unet, in_channels=in_channels, out_channels=192),
+        PATCHES,
+        archs.SD15.text,
+    )
     network = Reader()
     return SimpleNamespace(
         spec=Spec("tiny", arch, "x0", defaults=Defaults(64, 64, 4)),
@@ -71,7 +77,15 @@ def noisy_picture(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("steps", "strength", "kept"),
-    [(25, 0.6, 15), (25, 0.01, 1), (10, 0.35, 3), (10, 1.0, 10), (1, 0.5, 1), (30, None, 30), (100, 0.29, 28)],
+    [
+        (25, 0.6, 15),
+        (25, 0.01, 1),
+        (10, 0.35, 3),
+        (10, 1.0, 10),
+        (1, 0.5, 1),
+        (30, None, 30),
+        (100, 0.29, 28),
+    ],
 )
 def test_strength_counts_the_networks_calls(steps: int, strength: float | None, kept: int) -> None:
     assert kept_steps(steps, strength) == kept
@@ -79,7 +93,12 @@ def test_strength_counts_the_networks_calls(steps: int, strength: float | None, 
     record = Edit("edit", strength=strength)
     task = job("cat", steps=steps, guidance=1.0, edit=record)
     seen: list[int] = []
-    run(pipeline, [task], lambda step, total: seen.append(total), Source(noisy_picture(64, 64)))
+    run(
+        pipeline,
+        [task],
+        lambda step, total: seen.append(total),
+        Source(noisy_picture(64, 64)),
+    )
     assert len(pipeline.network.batches) == kept and seen == [kept] * kept
 
 
@@ -94,7 +113,9 @@ def test_where_an_edit_starts() -> None:
     grid, eps = make_grid([8.0, 2.0, 0.0]), torch.randn(1, 2, 4, 4)
     x0, anew = torch.randn(1, 2, 4, 4), torch.rand(1, 1, 4, 4) > 0.5
     begun, pure = Begun(x0, anew, None, blended=True), 9.0 * eps
-    assert torch.equal(start(begun, Edit("edit", strength=1.0), grid, eps, pure), x0 + 8.0 * eps), "1 is not special"
+    assert torch.equal(start(begun, Edit("edit", strength=1.0), grid, eps, pure), x0 + 8.0 * eps), (
+        "1 is not special"
+    )
     found = start(begun, Edit("inpaint"), grid, eps, pure)
     assert torch.equal(found, torch.where(anew, pure, x0 + 8.0 * eps))
     assert torch.equal(start(Begun(x0, None, None, blended=True), Edit("edit"), grid, eps, pure), pure)
@@ -125,7 +146,10 @@ def test_masks_of_latents() -> None:
     mask[..., 3, 11] = True
     kl = Arch("kl", TINY, KLConfig(), archs.SD15.text)
     cells = latent_mask(kl, PatchStage(PATCHES), mask)
-    assert cells.shape == (1, 1, 2, 2) and cells[0, 0].tolist() == [[False, True], [False, False]]
+    assert cells.shape == (1, 1, 2, 2) and cells[0, 0].tolist() == [
+        [False, True],
+        [False, False],
+    ]
     patches = latent_mask(Arch("px", TINY, PATCHES, archs.SD15.text), PatchStage(PATCHES), mask)
     assert patches.shape == (1, 192, 2, 2) and patches.sum() == 3, "pixels stay pixels, in three channels"
 
@@ -144,7 +168,10 @@ def test_windows_sum_to_one_and_bound_what_the_network_sees() -> None:
 
 
 def test_slerp() -> None:
-    a, b = torch.randn(3, 8, 8, dtype=torch.float64), torch.randn(3, 8, 8, dtype=torch.float64)
+    a, b = (
+        torch.randn(3, 8, 8, dtype=torch.float64),
+        torch.randn(3, 8, 8, dtype=torch.float64),
+    )
     assert slerp(a, b, 0) is a and slerp(a, b, 1) is b
     a, b = a / a.norm(), b / b.norm()
     for amount in (0.25, 0.5):
@@ -164,14 +191,18 @@ def test_text_and_picture_guide_in_one_call() -> None:
         return context[:, :1, :1, None].expand(-1, 1, 2, 2) * (1 + x[:, 1:])
 
     denoiser = Denoiser(network, "x0", make_schedule(SCHEDULES["cosine"]))
-    cond, uncond = (Conditioning(torch.tensor(v)[:, None, None].expand(2, 77, 1), None) for v in ([3.0, 5.0], [1.0, 1.0]))
+    cond, uncond = (
+        Conditioning(torch.tensor(v)[:, None, None].expand(2, 77, 1), None) for v in ([3.0, 5.0], [1.0, 1.0])
+    )
     beside = torch.tensor([2.0, 4.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
     scale = torch.tensor([7.0, 2.0])
     denoise = guided_by_image(denoiser, [cond], uncond, beside, scale=scale, image_scale=1.5)
     found = denoise(torch.zeros(2, 1, 2, 2), 1.0)[:, 0, 0, 0]
     expected = [1 + 1.5 * (3 - 1) + 7 * (9 - 3), 1 + 1.5 * (5 - 1) + 2 * (25 - 5)]
     assert found.tolist() == pytest.approx(expected) and calls == [6]
-    plain = with_channels(denoiser, beside)(torch.zeros(4, 1, 2, 2), 1.0, Conditioning(torch.ones(4, 77, 1), None))
+    plain = with_channels(denoiser, beside)(
+        torch.zeros(4, 1, 2, 2), 1.0, Conditioning(torch.ones(4, 77, 1), None)
+    )
     assert plain[:, 0, 0, 0].tolist() == [3.0, 5.0, 3.0, 5.0], "each branch gets the rows again"
 
 
@@ -192,20 +223,31 @@ def test_outside_the_mask_the_bytes_are_the_pictures(size: tuple[int, int]) -> N
     mask[20:41, 10:33] = True
     frame = Frame((4, 6, 50, 50), 64, 64)
     task = job("cat", guidance=1.0, edit=Edit("inpaint"))
-    (found,) = verbs.inside(picture, mask, frame, feathered(mask, 4))(pipeline, [task], lambda step, steps: None)
+    (found,) = verbs.inside(picture, mask, frame, feathered(mask, 4))(
+        pipeline, [task], lambda step, steps: None
+    )
     assert found.shape == picture.shape and np.array_equal(found[~mask], picture[~mask])
     core = found[26:35, 16:27]
-    assert len(np.unique(core)) == 1 and abs(core[0, 0, 0] / 127.5 - 1 - value("cat")) < 0.01, "the new is seen in full"
+    assert len(np.unique(core)) == 1 and abs(core[0, 0, 0] / 127.5 - 1 - value("cat")) < 0.01, (
+        "the new is seen in full"
+    )
     assert (picture[20:41, 10:33] != found[20:41, 10:33]).any(2).mean() > 0.95
 
 
 def test_an_empty_mask_keeps_and_a_full_mask_replaces() -> None:
     pipeline, picture = pixel_pipeline(), noisy_picture(64, 64)
-    frame, task = Frame((0, 0, 64, 64), 64, 64), job("cat", guidance=1.0, edit=Edit("inpaint"))
+    frame, task = (
+        Frame((0, 0, 64, 64), 64, 64),
+        job("cat", guidance=1.0, edit=Edit("inpaint")),
+    )
     empty, full = np.zeros((64, 64), bool), np.ones((64, 64), bool)
-    (kept,) = verbs.inside(picture, empty, frame, feathered(empty, 4))(pipeline, [task], lambda step, steps: None)
+    (kept,) = verbs.inside(picture, empty, frame, feathered(empty, 4))(
+        pipeline, [task], lambda step, steps: None
+    )
     assert np.array_equal(kept, picture) and not pipeline.network.batches
-    (made,) = verbs.inside(picture, full, frame, feathered(full, 4))(pipeline, [task], lambda step, steps: None)
+    (made,) = verbs.inside(picture, full, frame, feathered(full, 4))(
+        pipeline, [task], lambda step, steps: None
+    )
     assert len(np.unique(made)) == 1, "the picture's border is no border of the mask"
 
 
@@ -218,7 +260,9 @@ def test_an_outpaint_in_several_passes_fills_all_and_keeps_the_picture() -> None
     first, second = verbs.outside(board, new, frames)(pipeline, tasks, lambda step, steps: None)
     assert first.shape == (164, 118, 3) and np.array_equal(first[~new], board[~new])
     far = first[100:, :50]
-    assert np.ptp(far.astype(int)) <= 2 and np.array_equal(first, second), "every new pixel was made, not stretched"
+    assert np.ptp(far.astype(int)) <= 2 and np.array_equal(first, second), (
+        "every new pixel was made, not stretched"
+    )
 
 
 def test_variations_and_morphs_are_jobs() -> None:
@@ -245,10 +289,15 @@ def test_variations_and_morphs_are_jobs() -> None:
 def test_rolling_a_seamless_picture_rolls_what_is_made(axes: str) -> None:
     torch.manual_seed(0)
     unet = UNet(TINY).double().eval()
-    decoder = AutoencoderKL(KLConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1)).double().eval()
+    decoder = (
+        AutoencoderKL(KLConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1)).double().eval()
+    )
     for parameter in (*unet.parameters(), *decoder.parameters()):
         torch.nn.init.normal_(parameter, std=0.2)
-    x, context = torch.randn(1, 4, 8, 8, dtype=torch.float64), torch.randn(1, 77, 8, dtype=torch.float64)
+    x, context = (
+        torch.randn(1, 4, 8, 8, dtype=torch.float64),
+        torch.randn(1, 77, 8, dtype=torch.float64),
+    )
     shifts = tuple(4 if axis in axes else 0 for axis in "yx")
 
     def made(latents: Tensor) -> Tensor:
@@ -258,7 +307,9 @@ def test_rolling_a_seamless_picture_rolls_what_is_made(axes: str) -> None:
     def uneven(used: str) -> float:
         with seamless([unet, decoder], used):
             whole, rolled = made(x), made(x.roll(shifts, (2, 3)))
-        return ((whole.roll([2 * shift for shift in shifts], (2, 3)) - rolled).abs().max() / whole.std()).item()
+        return (
+            (whole.roll([2 * shift for shift in shifts], (2, 3)) - rolled).abs().max() / whole.std()
+        ).item()
 
     assert uneven(axes) < 1e-9
     assert uneven("") > 1e-3, "without, the border is seen; and nothing stays patched"

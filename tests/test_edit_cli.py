@@ -1,4 +1,5 @@
-"""The editing commands from their flags to their files, with a network that answers the mean of its text; and bad input row by row."""
+"""The editing commands from their flags to their files, with a network that answers the mean of its text;
+and bad input row by row."""
 
 import io
 import json
@@ -22,7 +23,8 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def ddgen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Return a caller of ddgen in an empty directory that holds p.png (128 x 128), its mask m.png, and a.png with alpha."""
+    """Return a caller of ddgen in an empty directory that holds p.png (128 x 128), its mask m.png, and a.png
+    with alpha."""
     loaded = pixel_pipeline()
     loaded.digests, loaded.notes = {"model": "ab" * 32}, []
     monkeypatch.setattr(sample_run, "load", lambda spec, values: loaded)
@@ -58,9 +60,24 @@ def said(path: str) -> dict[str, object]:
 
 
 def test_edit(ddgen: Call) -> None:
-    code, out, err = ddgen("edit", "p.png", "cat", "--strength", "0.6", "--steps", "10", "-s", "1", "-o", "e.png")
+    code, out, err = ddgen(
+        "edit",
+        "p.png",
+        "cat",
+        "--strength",
+        "0.6",
+        "--steps",
+        "10",
+        "-s",
+        "1",
+        "-o",
+        "e.png",
+    )
     assert (code, out) == (0, "e.png\n"), err
-    assert err.splitlines()[0] == "ddgen: sticker, 1 x 128x128, ddim 10 steps at strength 0.6, guidance 3, seed 1"
+    assert (
+        err.splitlines()[0]
+        == "ddgen: sticker, 1 x 128x128, ddim 10 steps at strength 0.6, guidance 3, seed 1"
+    )
     record = said("e.png")["edit"]
     assert record["strength"] == 0.6 and record["verb"] == "edit" and len(record["image"]) == 64
     assert "Denoising strength: 0.6" in containers.read_texts(Path("e.png").read_bytes())["parameters"]
@@ -76,7 +93,19 @@ def test_a_picture_of_any_shape_is_fitted(ddgen: Call) -> None:
     code, out, _ = ddgen("edit", "wide.jpg", "cat", "--plan", "--json")
     record = json.loads(out)
     assert (record["width"], record["height"]) == (176, 96) and code == 0
-    record = json.loads(ddgen("edit", "wide.jpg", "cat", "--size", "64x128", "--fit", "pad", "--plan", "--json")[1])
+    record = json.loads(
+        ddgen(
+            "edit",
+            "wide.jpg",
+            "cat",
+            "--size",
+            "64x128",
+            "--fit",
+            "pad",
+            "--plan",
+            "--json",
+        )[1]
+    )
     assert (record["width"], record["height"]) == (64, 128) and not Path("cat-1.png").exists()
 
 
@@ -101,7 +130,19 @@ def test_pictures_of_every_mode_are_read(ddgen: Call, mode: str) -> None:
 @pytest.mark.parametrize("where", [("--mask", "m.png"), ("--box", "40,32,50,32"), ("--mask", "alpha")])
 def test_inpaint_keeps_what_is_outside(ddgen: Call, where: tuple[str, str]) -> None:
     name = "a.png" if where[1] == "alpha" else "p.png"
-    code, out, err = ddgen("inpaint", name, "cat", *where, "--steps", "2", "-s", "1", "-o", "i.png", "--mask-crop")
+    code, _out, err = ddgen(
+        "inpaint",
+        name,
+        "cat",
+        *where,
+        "--steps",
+        "2",
+        "-s",
+        "1",
+        "-o",
+        "i.png",
+        "--mask-crop",
+    )
     assert code == 0, err
     before, after = read("p.png"), read("i.png")
     inside = np.zeros((128, 128), bool)
@@ -113,25 +154,82 @@ def test_inpaint_keeps_what_is_outside(ddgen: Call, where: tuple[str, str]) -> N
 
 
 def test_masks_are_inverted_and_grown(ddgen: Call) -> None:
-    assert ddgen("inpaint", "p.png", "cat", "--mask", "m.png", "--mask-invert", "--steps", "2", "-o", "i.png")[0] == 0
+    assert (
+        ddgen(
+            "inpaint",
+            "p.png",
+            "cat",
+            "--mask",
+            "m.png",
+            "--mask-invert",
+            "--steps",
+            "2",
+            "-o",
+            "i.png",
+        )[0]
+        == 0
+    )
     before, after = read("p.png"), read("i.png")
-    assert np.array_equal(after[32:64, 40:90], before[32:64, 40:90]) and (after[:32] != before[:32]).any(2).mean() > 0.9
-    ddgen("inpaint", "p.png", "cat", "--mask", "m.png", "--mask-grow", "5", "--mask-blur", "0", "--steps", "2", "-o", "g.png")
+    assert (
+        np.array_equal(after[32:64, 40:90], before[32:64, 40:90])
+        and (after[:32] != before[:32]).any(2).mean() > 0.9
+    )
+    ddgen(
+        "inpaint",
+        "p.png",
+        "cat",
+        "--mask",
+        "m.png",
+        "--mask-grow",
+        "5",
+        "--mask-blur",
+        "0",
+        "--steps",
+        "2",
+        "-o",
+        "g.png",
+    )
     changed = (read("g.png") != before).any(2)
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (27, 68, 35, 94)
-    code, _, err = ddgen("inpaint", "p.png", "cat", "--mask", "m.png", "--mask-grow", "-40", "-o", "n.png")
+    code, _, err = ddgen(
+        "inpaint",
+        "p.png",
+        "cat",
+        "--mask",
+        "m.png",
+        "--mask-grow",
+        "-40",
+        "-o",
+        "n.png",
+    )
     assert code == 0 and "the mask is empty" in err and np.array_equal(read("n.png"), before)
 
 
 def test_lossy_formats_and_alpha_are_told(ddgen: Call) -> None:
     err = ddgen("inpaint", "a.png", "cat", "--box", "0,0,64,64", "--steps", "1", "-o", "i.jpg")[2]
     assert "jpeg changes every pixel a little" in err and "transparent parts are laid on white" in err
-    assert "changes every pixel" not in ddgen("inpaint", "p.png", "cat", "--box", "0,0,64,64", "--plan", "-o", "i.png")[2]
+    assert (
+        "changes every pixel"
+        not in ddgen("inpaint", "p.png", "cat", "--box", "0,0,64,64", "--plan", "-o", "i.png")[2]
+    )
 
 
 def test_outpaint(ddgen: Call) -> None:
-    code, out, err = ddgen("outpaint", "p.png", "cat", "--by", "left20,up25%,right200", "--steps", "1", "-s", "1", "-o", "o.png", "-v")
+    code, _out, err = ddgen(
+        "outpaint",
+        "p.png",
+        "cat",
+        "--by",
+        "left20,up25%,right200",
+        "--steps",
+        "1",
+        "-s",
+        "1",
+        "-o",
+        "o.png",
+        "-v",
+    )
     assert code == 0 and "passes" in err, err
     after = read("o.png")
     assert after.shape == (160, 348, 3) and np.array_equal(after[32:160, 20:148], read("p.png"))
@@ -141,18 +239,29 @@ def test_outpaint(ddgen: Call) -> None:
 
 def test_vary_by_its_own_seed_or_by_the_picture(ddgen: Call) -> None:
     assert ddgen("sample", "cat", "-s", "7", "--steps", "3", "-o", "c.png")[0] == 0
-    records = [json.loads(line) for line in ddgen("vary", "c.png", "-n", "2", "-s", "5", "--plan", "--json")[1].splitlines()]
+    records = [
+        json.loads(line)
+        for line in ddgen("vary", "c.png", "-n", "2", "-s", "5", "--plan", "--json")[1].splitlines()
+    ]
     assert [(r["prompt"], r["seed"], r["steps"], r["variation"], r["variation_seed"]) for r in records] == [
         ("cat", 7, 3, 0.2, 5), ("cat", 7, 3, 0.2, 6)
     ]  # fmt: skip
     assert json.loads(ddgen("vary", "c.png", "--strong", "--plan", "--json")[1])["variation"] == 0.5
     record = json.loads(ddgen("vary", "c.png", "--like", "picture", "-s", "4", "--plan", "--json")[1])
-    assert (record["edit"]["strength"], record["variation"], record["seed"], record["prompt"]) == (0.35, 0.0, 4, "cat")
+    assert (
+        record["edit"]["strength"],
+        record["variation"],
+        record["seed"],
+        record["prompt"],
+    ) == (0.35, 0.0, 4, "cat")
     record = json.loads(ddgen("vary", "p.png", "--strong", "--plan", "--json")[1])
     assert record["edit"]["strength"] == 0.65 and record["prompt"] == ""
     assert ddgen("vary", "c.png", "-s", "5", "--steps", "2", "-q")[1] == "cat-7.png\n"
     again = said("cat-7.png")
-    assert (again["variation"], again["variation_seed"]) == (0.2, 5) and "edit" not in again
+    assert (again["variation"], again["variation_seed"]) == (
+        0.2,
+        5,
+    ) and "edit" not in again
     first = Path("cat-7.png").read_bytes()
     assert ddgen("replay", "cat-7.png", "--plan")[0] == 2, "replay has no such flag"
     assert first == Path("cat-7.png").read_bytes()
@@ -163,7 +272,11 @@ def test_upscale(ddgen: Call) -> None:
     code, _, err = ddgen("upscale", "s.png", "--by", "1.5", "--steps", "4", "-s", "1", "-o", "u.png")
     assert code == 0 and read("u.png").shape == (90, 150, 3), err
     record = json.loads(ddgen("upscale", "p.png", "--by", "4", "--plan", "--json")[1])
-    assert (record["width"], record["height"], record["edit"]["window"]) == (512, 512, 128)
+    assert (record["width"], record["height"], record["edit"]["window"]) == (
+        512,
+        512,
+        128,
+    )
 
 
 def test_morph(ddgen: Call) -> None:
@@ -176,24 +289,60 @@ def test_morph(ddgen: Call) -> None:
     with Image.open("f.gif") as film:
         assert 2 <= film.n_frames <= 6
     assert ddgen("morph", "cat", "dog", *short, "-o", "f.gif")[0] == 7
-    assert ddgen("morph", "cat", "dog", *short, "-o", "frames/")[1].split() == [f"frames/000{i}.png" for i in (1, 2, 3, 4)]
+    assert ddgen("morph", "cat", "dog", *short, "-o", "frames/")[1].split() == [
+        f"frames/000{i}.png" for i in (1, 2, 3, 4)
+    ]
     assert ddgen("sample", "cat", "--steps", "1", "-s", "3", "-q", "-o", "end.png")[0] == 0
     assert np.array_equal(read("frames/0001.png"), read("end.png")), "the ends are what sample makes"
     assert said("frames/0002.png")["toward"] == "dog"
 
 
 def test_tiles_and_variations_are_settings_of_sample(ddgen: Call) -> None:
-    record = json.loads(ddgen("sample", "cat", "--tile", "x", "--variation", "0.3", "--variation-seed", "9", "--plan", "--json")[1])
-    assert (record["tile"], record["variation"], record["variation_seed"]) == ("x", 0.3, 9)
+    record = json.loads(
+        ddgen(
+            "sample",
+            "cat",
+            "--tile",
+            "x",
+            "--variation",
+            "0.3",
+            "--variation-seed",
+            "9",
+            "--plan",
+            "--json",
+        )[1]
+    )
+    assert (record["tile"], record["variation"], record["variation_seed"]) == (
+        "x",
+        0.3,
+        9,
+    )
     assert ddgen("sample", "cat", "--tile", "z", "--plan")[0] == 2
     assert ddgen("sample", "cat", "--variation", "0.3", "--plan")[0] == 2
-    assert ddgen("sample", "cat", "--tile", "xy", "--steps", "1", "-s", "1", "-q", "-o", "t.png")[0] == 0
+    assert (
+        ddgen(
+            "sample",
+            "cat",
+            "--tile",
+            "xy",
+            "--steps",
+            "1",
+            "-s",
+            "1",
+            "-q",
+            "-o",
+            "t.png",
+        )[0]
+        == 0
+    )
     assert said("t.png")["tile"] == "xy"
 
 
 def test_plain_pictures_say_nothing_of_edits() -> None:
     plain = Job("x", "", 7, 64, 64, 2, 1.0, 0.0, None, "euler", "linspace", None, None, 1, "m")
-    assert not {"tile", "variation", "toward", "edit"} & set(metadata.settings_of(plain, metadata.Origin())["job"])
+    assert not {"tile", "variation", "toward", "edit"} & set(
+        metadata.settings_of(plain, metadata.Origin())["job"]
+    )
     assert Edit("edit") != Edit("vary")
 
 
@@ -220,72 +369,148 @@ FILES: dict[str, Callable[[], bytes]] = {
 ROWS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "missing": (("edit", "q.png", "x"), 4, "image 'q.png': no such file or directory; check the path"),
     "directory": (("edit", ".", "x"), 4, "image '.': is a directory; check the path"),
-    "cut short": (("edit", "cut.png", "x"), 4, "image 'cut.png': cut short or damaged; get it from its source again"),
-    "no picture": (("edit", "text.png", "x"), 4, "image 'text.png': not a PNG, JPEG or WebP picture; convert it to PNG"),
-    "nothing": (("vary", "empty.png"), 4, "image 'empty.png': not a PNG, JPEG or WebP picture; convert it to PNG"),
-    "bomb": (("upscale", "big.png"), 4, "image 'big.png': over the 64 megapixel limit; scale it down"),
-    "animated": (("outpaint", "film.webp", "x", "--by", "all10%"), 4, "image 'film.webp': is animated; save one of its frames as PNG"),
-    "no prompt": (
-        ("edit", "p.png"), 2, "no prompt is given, and the picture says none; write one, as in: ddgen edit IMAGE \"a red penguin\"",
+    "cut short": (
+        ("edit", "cut.png", "x"),
+        4,
+        "image 'cut.png': cut short or damaged; get it from its source again",
     ),
-    "strength 0": (("edit", "p.png", "x", "--strength", "0"), 2, "--strength 0 would change nothing; use 0.05 to 1"),
-    "strength 2": (("edit", "p.png", "x", "--strength", "2"), 2, "--strength 2 is out of range; use 0.05 to 1"),
-    "strength nan": (("edit", "p.png", "x", "--strength", "nan"), 2, "--strength nan is out of range; use 0.05 to 1"),
-    "strength word": (("vary", "p.png", "--strength", "much"), 2, "--strength 'much' is not a number; use one as 7.5"),
+    "no picture": (
+        ("edit", "text.png", "x"),
+        4,
+        "image 'text.png': not a PNG, JPEG or WebP picture; convert it to PNG",
+    ),
+    "nothing": (
+        ("vary", "empty.png"),
+        4,
+        "image 'empty.png': not a PNG, JPEG or WebP picture; convert it to PNG",
+    ),
+    "bomb": (("upscale", "big.png"), 4, "image 'big.png': over the 64 megapixel limit; scale it down"),
+    "animated": (
+        ("outpaint", "film.webp", "x", "--by", "all10%"),
+        4,
+        "image 'film.webp': is animated; save one of its frames as PNG",
+    ),
+    "no prompt": (
+        ("edit", "p.png"),
+        2,
+        'no prompt is given, and the picture says none; write one, as in: ddgen edit IMAGE "a red penguin"',
+    ),
+    "strength 0": (
+        ("edit", "p.png", "x", "--strength", "0"),
+        2,
+        "--strength 0 would change nothing; use 0.05 to 1",
+    ),
+    "strength 2": (
+        ("edit", "p.png", "x", "--strength", "2"),
+        2,
+        "--strength 2 is out of range; use 0.05 to 1",
+    ),
+    "strength nan": (
+        ("edit", "p.png", "x", "--strength", "nan"),
+        2,
+        "--strength nan is out of range; use 0.05 to 1",
+    ),
+    "strength word": (
+        ("vary", "p.png", "--strength", "much"),
+        2,
+        "--strength 'much' is not a number; use one as 7.5",
+    ),
     "fit": (("edit", "p.png", "x", "--fit", "corp"), 2, "unknown fit 'corp'; did you mean 'crop'?"),
     "image guidance": (
-        ("edit", "p.png", "x", "--image-guidance", "1.5"), 2,
+        ("edit", "p.png", "x", "--image-guidance", "1.5"),
+        2,
         "model 'sticker' has no --image-guidance; drop it, or choose an InstructPix2Pix --model",
     ),
     "no mask": (
-        ("inpaint", "p.png", "x"), 2, "nothing says what to make anew; give one of --mask FILE, --mask alpha and --box X,Y,W,H",
+        ("inpaint", "p.png", "x"),
+        2,
+        "nothing says what to make anew; give one of --mask FILE, --mask alpha and --box X,Y,W,H",
     ),
     "two masks": (
-        ("inpaint", "p.png", "x", "--mask", "m.png", "--box", "0,0,9,9"), 2,
+        ("inpaint", "p.png", "x", "--mask", "m.png", "--box", "0,0,9,9"),
+        2,
         "--mask and --box both say what to make anew; give one of --mask FILE, --mask alpha and --box X,Y,W,H",
     ),
     "mask of another size": (
-        ("inpaint", "p.png", "x", "--mask", "s.png"), 4, "mask 's.png' is 64x32, the picture is 128x128; give one of the picture's size",
+        ("inpaint", "p.png", "x", "--mask", "s.png"),
+        4,
+        "mask 's.png' is 64x32, the picture is 128x128; give one of the picture's size",
     ),
-    "mask missing": (("inpaint", "p.png", "x", "--mask", "q.png"), 4, "image 'q.png': no such file or directory; check the path"),
+    "mask missing": (
+        ("inpaint", "p.png", "x", "--mask", "q.png"),
+        4,
+        "image 'q.png': no such file or directory; check the path",
+    ),
     "no alpha": (
-        ("inpaint", "p.png", "x", "--mask", "alpha"), 4, "image 'p.png' has no alpha; give --mask FILE or --box X,Y,W,H",
+        ("inpaint", "p.png", "x", "--mask", "alpha"),
+        4,
+        "image 'p.png' has no alpha; give --mask FILE or --box X,Y,W,H",
     ),
     "box outside": (
-        ("inpaint", "p.png", "x", "--box", "100,0,64,64"), 2,
+        ("inpaint", "p.png", "x", "--box", "100,0,64,64"),
+        2,
         "--box '100,0,64,64' is not inside the picture of 128x128; use X,Y,W,H in pixels",
     ),
     "box of words": (
-        ("inpaint", "p.png", "x", "--box", "left"), 2, "--box 'left' is not four numbers; use X,Y,W,H in pixels, as 64,40,48,48",
+        ("inpaint", "p.png", "x", "--box", "left"),
+        2,
+        "--box 'left' is not four numbers; use X,Y,W,H in pixels, as 64,40,48,48",
     ),
-    "grow": (("inpaint", "p.png", "x", "--box", "0,0,9,9", "--mask-grow", "999"), 2, "--mask-grow 999 is out of range; use -512 to 512"),
+    "grow": (
+        ("inpaint", "p.png", "x", "--box", "0,0,9,9", "--mask-grow", "999"),
+        2,
+        "--mask-grow 999 is out of range; use -512 to 512",
+    ),
     "no way": (("outpaint", "p.png", "x"), 2, "nothing says how far; give one of --by all25% and --to WxH"),
     "by words": (
-        ("outpaint", "p.png", "x", "--by", "far"), 2, "--by 'far' cannot be read; use sides and pixels, as up32,left16 or all25%",
+        ("outpaint", "p.png", "x", "--by", "far"),
+        2,
+        "--by 'far' cannot be read; use sides and pixels, as up32,left16 or all25%",
     ),
     "by nothing": (
-        ("outpaint", "p.png", "x", "--by", "left0"), 2, "the canvas is no larger than the picture; give more, as --by all25%",
+        ("outpaint", "p.png", "x", "--by", "left0"),
+        2,
+        "the canvas is no larger than the picture; give more, as --by all25%",
     ),
     "to less": (
-        ("outpaint", "p.png", "x", "--to", "64x64"), 2,
+        ("outpaint", "p.png", "x", "--to", "64x64"),
+        2,
         "--to '64x64' is smaller than the picture of 128x128; give more, as --by all25%",
     ),
     "to much": (
-        ("outpaint", "p.png", "x", "--by", "all9999"), 2, "20126x20126 is over the 64 megapixel limit of a result; go less far",
+        ("outpaint", "p.png", "x", "--by", "all9999"),
+        2,
+        "20126x20126 is over the 64 megapixel limit of a result; go less far",
     ),
     "like seed": (
-        ("vary", "p.png", "--like", "seed"), 4, "image 'p.png' does not say how ddgen made it; use --like picture",
+        ("vary", "p.png", "--like", "seed"),
+        4,
+        "image 'p.png' does not say how ddgen made it; use --like picture",
     ),
     "upscale by": (("upscale", "p.png", "--by", "99"), 2, "--by 99 is out of range; use 1 to 16"),
     "upscale too far": (
-        ("upscale", "p.png", "--by", "16", "--window", "3"), 2, "--window 3 is out of range; use 0, or 64 to 4096",
+        ("upscale", "p.png", "--by", "16", "--window", "3"),
+        2,
+        "--window 3 is out of range; use 0, or 64 to 4096",
     ),
-    "one prompt": (("morph", "cat"), 2, "a morph needs two prompts; write both: ddgen morph \"a red apple\" \"a penguin\""),
-    "three seeds": (("morph", "cat", "dog", "-s", "1,2,3"), 2, "3 seeds do not fit 2 prompts; give one --seed, or one a prompt"),
+    "one prompt": (
+        ("morph", "cat"),
+        2,
+        'a morph needs two prompts; write both: ddgen morph "a red apple" "a penguin"',
+    ),
+    "three seeds": (
+        ("morph", "cat", "dog", "-s", "1,2,3"),
+        2,
+        "3 seeds do not fit 2 prompts; give one --seed, or one a prompt",
+    ),
     "frames": (("morph", "cat", "dog", "--frames", "1"), 2, "--frames 1 is out of range; use 2 to 1000"),
-    "morph place": (("morph", "a", "b", "-o", "x.png"), 2, "--output 'x.png' is no place for a morph; use a .webp, a .gif or a directory"),
+    "morph place": (
+        ("morph", "a", "b", "-o", "x.png"),
+        2,
+        "--output 'x.png' is no place for a morph; use a .webp, a .gif or a directory",
+    ),
     "standard input twice": (("edit", "-", "-"), 2, "standard input is named twice; give '-' once"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -302,6 +527,8 @@ def test_bad_input(ddgen: Call, name: str) -> None:
 
 def test_a_picture_from_a_pipe(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    done = place.shell('ddgen sample "a penguin" -s 1 -q -o - | ddgen edit - "a red penguin" -s 2 -q -o - > red.png; ddgen edit - x </dev/null')
+    done = place.shell(
+        'ddgen sample "a penguin" -s 1 -q -o - | ddgen edit - "a red penguin" -s 2 -q -o - > red.png; ddgen edit - x </dev/null'
+    )
     assert read(str(place.path / "red.png")).shape == (128, 128, 3), done.stderr
     assert done.returncode == 4 and b"not a PNG, JPEG or WebP picture" in done.stderr

@@ -1,7 +1,8 @@
-"""Edits against diffusers' pipelines in float64: image to image, inpainting with 4 and 9 channels, InstructPix2Pix.
+"""Edits against diffusers' pipelines in float64: image to image, inpainting with 4 and 9 channels,
+InstructPix2Pix.
 
-Small networks, random weights, the same noise; the picture enters by the encoder's mode on both sides. MUTATIONS shows that
-what an edit adds to the road is seen.
+Small networks, random weights, the same noise; the picture enters by the encoder's mode on both sides.
+MUTATIONS shows that what an edit adds to the road is seen.
 """
 
 from __future__ import annotations
@@ -58,29 +59,77 @@ STABLE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_"
 WIDE = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_"
 
 CASES: dict[str, tuple[str, str, Arch | None, Edit, bool]] = {
-    "img2img ddim": ("sd1 ddim", STABLE + "img2img.StableDiffusionImg2ImgPipeline", None, Edit("edit", strength=0.6), False),
+    "img2img ddim": (
+        "sd1 ddim",
+        STABLE + "img2img.StableDiffusionImg2ImgPipeline",
+        None,
+        Edit("edit", strength=0.6),
+        False,
+    ),
     "img2img dpmpp_2m": (
-        "sd1 dpmpp_2m", STABLE + "img2img.StableDiffusionImg2ImgPipeline", None, Edit("edit", strength=0.35), False,
+        "sd1 dpmpp_2m",
+        STABLE + "img2img.StableDiffusionImg2ImgPipeline",
+        None,
+        Edit("edit", strength=0.35),
+        False,
     ),
-    "img2img sdxl": ("sdxl euler", WIDE + "img2img.StableDiffusionXLImg2ImgPipeline", None, Edit("edit", strength=0.5), False),
-    "inpaint 4 ddim": ("sd1 ddim", STABLE + "inpaint.StableDiffusionInpaintPipeline", None, Edit("inpaint", strength=0.8), True),
+    "img2img sdxl": (
+        "sdxl euler",
+        WIDE + "img2img.StableDiffusionXLImg2ImgPipeline",
+        None,
+        Edit("edit", strength=0.5),
+        False,
+    ),
+    "inpaint 4 ddim": (
+        "sd1 ddim",
+        STABLE + "inpaint.StableDiffusionInpaintPipeline",
+        None,
+        Edit("inpaint", strength=0.8),
+        True,
+    ),
     "inpaint 4 dpmpp_2m": (
-        "sd1 dpmpp_2m", STABLE + "inpaint.StableDiffusionInpaintPipeline", None, Edit("inpaint", strength=0.5), True,
+        "sd1 dpmpp_2m",
+        STABLE + "inpaint.StableDiffusionInpaintPipeline",
+        None,
+        Edit("inpaint", strength=0.5),
+        True,
     ),
-    "inpaint 4 sdxl": ("sdxl euler", WIDE + "inpaint.StableDiffusionXLInpaintPipeline", None, Edit("inpaint", strength=0.6), True),
-    "inpaint 9 from noise": ("sd1 ddim", STABLE + "inpaint.StableDiffusionInpaintPipeline", NINE, Edit("inpaint"), True),
+    "inpaint 4 sdxl": (
+        "sdxl euler",
+        WIDE + "inpaint.StableDiffusionXLInpaintPipeline",
+        None,
+        Edit("inpaint", strength=0.6),
+        True,
+    ),
+    "inpaint 9 from noise": (
+        "sd1 ddim",
+        STABLE + "inpaint.StableDiffusionInpaintPipeline",
+        NINE,
+        Edit("inpaint"),
+        True,
+    ),
     "inpaint 9 euler a": (
-        "sd1 euler a", STABLE + "inpaint.StableDiffusionInpaintPipeline", NINE, Edit("inpaint", strength=0.7), True,
+        "sd1 euler a",
+        STABLE + "inpaint.StableDiffusionInpaintPipeline",
+        NINE,
+        Edit("inpaint", strength=0.7),
+        True,
     ),
     "instructions": (
-        "sd1 ddim", STABLE + "instruct_pix2pix.StableDiffusionInstructPix2PixPipeline", EIGHT, Edit("edit", image_guidance=1.5),
+        "sd1 ddim",
+        STABLE + "instruct_pix2pix.StableDiffusionInstructPix2PixPipeline",
+        EIGHT,
+        Edit("edit", image_guidance=1.5),
         False,
     ),
     "instructions euler a": (
-        "sd1 euler a", STABLE + "instruct_pix2pix.StableDiffusionInstructPix2PixPipeline", EIGHT, Edit("edit", image_guidance=2.0),
+        "sd1 euler a",
+        STABLE + "instruct_pix2pix.StableDiffusionInstructPix2PixPipeline",
+        EIGHT,
+        Edit("edit", image_guidance=2.0),
         False,
     ),
-}  # fmt: skip
+}
 
 
 def family_of(case: str) -> Family:
@@ -99,16 +148,32 @@ def theirs(case: str, pipeline: Pipeline, vocabulary: Path, monkeypatch: pytest.
     _, place, _, record, masked = CASES[case]
     module_name, _, class_name = place.rpartition(".")
     module = importlib.import_module(module_name)
-    monkeypatch.setattr(module, "retrieve_latents", lambda found, *rest, **named: found.latent_dist.mode())
+    monkeypatch.setattr(
+        module,
+        "retrieve_latents",
+        lambda found, *rest, **named: found.latent_dist.mode(),
+    )
     base = their_pipeline(family_of(case), pipeline, vocabulary, monkeypatch)
-    parts = {name: part for name, part in base.components.items() if name not in ("image_encoder", "feature_extractor")}
-    more = {"add_watermarker": False} if "XL" in class_name else {"feature_extractor": None, "requires_safety_checker": False}
+    parts = {
+        name: part
+        for name, part in base.components.items()
+        if name not in ("image_encoder", "feature_extractor")
+    }
+    more = (
+        {"add_watermarker": False}
+        if "XL" in class_name
+        else {"feature_extractor": None, "requires_safety_checker": False}
+    )
     made = getattr(module, class_name)(**parts, **more)
     made.set_progress_bar_config(disable=True)
     pixels = torch.from_numpy(images.to_unit(PICTURE)).double() / 2 + 0.5
     options: dict[str, object] = {"image": pixels.expand(2, -1, -1, -1)}
     if "inpaint" in case:
-        options |= {"mask_image": torch.from_numpy(MASK[None, None]).double(), "width": 64, "height": 64}
+        options |= {
+            "mask_image": torch.from_numpy(MASK[None, None]).double(),
+            "width": 64,
+            "height": 64,
+        }
     if record.image_guidance is not None:
         options["image_guidance_scale"] = record.image_guidance
     else:
@@ -157,7 +222,9 @@ def picture_not_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     before = edit.mask_channels
     monkeypatch.setattr(
         edit, "mask_channels",
-        lambda arch, stage, pixels, mask: torch.cat([before(arch, stage, pixels, mask)[:, :1], stage.encode(pixels)], 1),
+        lambda arch, stage, pixels, mask: torch.cat(
+            [before(arch, stage, pixels, mask)[:, :1], stage.encode(pixels)], 1
+        ),
     )  # fmt: skip
 
 
@@ -166,7 +233,9 @@ def scaled_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     from ddgen.app import pipeline as pipelines
 
     monkeypatch.setattr(
-        pipelines, "bind", lambda p, jobs, grid, beside=None: before(p, jobs, grid, beside * KL.scale_factor)
+        pipelines,
+        "bind",
+        lambda p, jobs, grid, beside=None: before(p, jobs, grid, beside * KL.scale_factor),
     )
 
 

@@ -1,9 +1,10 @@
-"""Pictures and masks on their way to the network and back: fitting, cutting, growing, feathering, pasting. Torch-free.
+"""Pictures and masks on their way to the network and back: fitting, cutting, growing, feathering, pasting.
+Torch-free.
 
-    picture --Frame.cut--> the network's size --(edited)--> Frame.put --> the same picture, its other pixels bit for bit
+    picture --Frame.cut--> the network's size --(edited)--> Frame.put --> the picture, otherwise bit for bit
 
-A picture is (H, W, 3) uint8, a mask (H, W) bool with True = made anew, a weight (H, W) float32 in [0, 1] with 0 wherever the
-mask is not: feathering goes inwards.
+A picture is (H, W, 3) uint8, a mask (H, W) bool with True = made anew, a weight (H, W) float32 in [0, 1]
+with 0 wherever the mask is not: feathering goes inwards.
 """
 
 import hashlib
@@ -70,7 +71,8 @@ def _centred(room: int, length: int) -> tuple[slice, slice]:
 
 
 def work_size(spec: Spec, width: int, height: int) -> tuple[int, int]:
-    """Return the size at which the network sees a picture: its own where that is near the model's, else its shape at the model's area."""
+    """Return the size at which the network sees a picture: its own where that is near the model's, else its
+    shape at the model's area."""
     native = spec.defaults.width * spec.defaults.height
     on_grid = width % spec.divisor == 0 and height % spec.divisor == 0
     if on_grid and min(width, height) >= plan.MIN_SIDE and native / 2 <= width * height <= native * 1.5:
@@ -126,8 +128,9 @@ def paste(below: "Pixels", above: "Pixels", weight: "Weight") -> "Pixels":
 def matched(below: "Pixels", above: "Pixels", mask: "Mask", reach: int = 12) -> "Pixels":
     """Return `above` with its colours inside the mask shifted by what it misses of `below` around it.
 
-    The shift is the mean difference of the known pixels at most `reach` away and fades to nothing there: an autoencoder, or
-    a window at another size, returns what it was given in slightly other colours, which would show as a seam.
+    The shift is the mean difference of the known pixels at most `reach` away and fades to nothing there: an
+    autoencoder, or a window at another size, returns what it was given in slightly other colours, which
+    would show as a seam.
     """
     known = (~mask)[..., None].astype(np.float64)
     near = _boxed(known, reach)
@@ -150,7 +153,8 @@ def _boxed(values: "NDArray[np.float64]", reach: int) -> "NDArray[np.float64]":
 
 
 def grown(mask: "Mask", by: int) -> "Mask":
-    """Return the mask larger by so many pixels on every side (a square brush), or smaller for a negative number.
+    """Return the mask larger by so many pixels on every side (a square brush), or smaller for a negative
+    number.
 
     The edge of the picture is no edge of the mask.
     """
@@ -161,12 +165,15 @@ def grown(mask: "Mask", by: int) -> "Mask":
         count = np.concatenate([np.zeros_like(np.take(count, [0], axis)), count], axis)
         length = mask.shape[axis]
         at = np.arange(length)
-        mask = np.take(count, np.minimum(at + by + 1, length), axis) > np.take(count, np.maximum(at - by, 0), axis)
+        mask = np.take(count, np.minimum(at + by + 1, length), axis) > np.take(
+            count, np.maximum(at - by, 0), axis
+        )
     return mask
 
 
 def feathered(mask: "Mask", radius: int) -> "Weight":
-    """Return a weight that rises from the mask's edge inwards over `radius` pixels, or fewer where nothing would reach 1."""
+    """Return a weight that rises from the mask's edge inwards over `radius` pixels, or fewer where nothing
+    would reach 1."""
     total, inside, rings = np.zeros(mask.shape, np.float32), mask, 0
     while inside.any() and rings < max(1, radius):
         total += inside
@@ -176,12 +183,18 @@ def feathered(mask: "Mask", radius: int) -> "Weight":
 
 
 def crop_box(mask: "Mask", padding: int | None = None) -> Box:
-    """Return the mask's surroundings: its bounding box with `padding` pixels (half its larger side, at least 16), never slimmer than 1:2."""
+    """Return the mask's surroundings: its bounding box with `padding` pixels (half its larger side, at least
+    16), never slimmer than 1:2."""
     down, across = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    spans = [(int(found[0]), int(found[-1]) + 1, limit) for found, limit in zip((across, down), mask.shape[::-1], strict=True)]
+    spans = [
+        (int(found[0]), int(found[-1]) + 1, limit)
+        for found, limit in zip((across, down), mask.shape[::-1], strict=True)
+    ]
     around = max(16, max(end - start for start, end, _ in spans) // 2) if padding is None else padding
     least = max(end - start for start, end, _ in spans) // 2 + around
-    (left, right), (top, bottom) = (_widened(start - around, end + around, least, limit) for start, end, limit in spans)
+    (left, right), (top, bottom) = (
+        _widened(start - around, end + around, least, limit) for start, end, limit in spans
+    )
     return left, top, right, bottom
 
 
@@ -192,15 +205,20 @@ def _widened(start: int, end: int, least: int, limit: int) -> tuple[int, int]:
 
 
 def extended(pixels: "Pixels", left: int, top: int, right: int, bottom: int) -> tuple["Pixels", "Mask"]:
-    """Return a larger canvas, its edge drawn outwards so that an encoder meets no hard border, and what is new of it."""
+    """Return a larger canvas, its edge drawn outwards so that an encoder meets no hard border, and what is
+    new of it."""
     room = ((top, bottom), (left, right))
-    return np.pad(pixels, (*room, (0, 0)), mode="edge"), np.pad(np.zeros(pixels.shape[:2], bool), room, constant_values=True)
+    return np.pad(pixels, (*room, (0, 0)), mode="edge"), np.pad(
+        np.zeros(pixels.shape[:2], bool), room, constant_values=True
+    )
 
 
 def passes(width: int, height: int, known: Box, across: int, down: int) -> Iterator[Box]:
     """Yield the windows, of at most across x down pixels, in which a canvas grows out of what is known of it.
 
-    A canvas of at most half as much again a side is one window, so that the whole is seen as one. Else a pass adds at most half a window to one side; what is longer than a window is done piece by piece, each half over the last.
+    A canvas of at most half as much again a side is one window, so that the whole is seen as one. Else a
+    pass adds at most half a window to one side; what is longer than a window is done piece by
+    piece, each half over the last.
     """
     if width <= TOGETHER * across and height <= TOGETHER * down:
         yield 0, 0, width, height

@@ -1,19 +1,21 @@
-"""What an existing picture adds to the one road from noise to pixels: a later start, a wrapper of denoise, extra channels.
+"""What an existing picture adds to the one road from noise to pixels: a later start, a wrapper of denoise,
+extra channels.
 
     image to image   sigmas[k:], x = x0 + sigma_k eps, with int(strength steps) steps left, at least one
     inpainting       D' = D where the mask is, x0 elsewhere
-    9 channels       [x_t, mask, x0 of the picture without what is masked]: the network itself keeps to the picture
+    9 channels       [x_t, mask, x0 of the picture without what is masked]: the network keeps to the rest
     8 channels       [x_t, x0 of the picture]: instructions (InstructPix2Pix)
     windows          D computed in overlapping windows: memory depends on the window, not on the picture
 
-How a mask is blended. Programs differ: diffusers replaces x outside after each step by x0 + sigma eps with the first eps;
-ComfyUI does so before each call and replaces D by x0 after it; AUTOMATIC1111 replaces D alone. We replace D alone: outside the
-mask x0 is known, so D(x; sigma) = x0 is the exact denoiser there, and any sampler, ancestral, multistep or of second order,
-keeps that part on its own path from x0 + sigma eps to x0. With deterministic samplers and masks on the latent grid all three
-are one and the same (tested against diffusers). Networks of 9 channels are not blended: they were trained to see the picture.
+How a mask is blended. Programs differ: diffusers replaces x outside after each step by x0 + sigma eps with
+the first eps; ComfyUI does so before each call and replaces D by x0 after it; AUTOMATIC1111 replaces D
+alone. We replace D alone: outside the mask x0 is known, so D(x; sigma) = x0 is the exact denoiser there, and
+any sampler, ancestral, multistep or of second order, keeps that part on its own path from x0 + sigma eps to
+x0. With deterministic samplers and masks on the latent grid all three are one and the same (tested against
+diffusers). Networks of 9 channels are not blended: they were trained to see the picture.
 
-A latent cell is made anew if any pixel of it is masked; what is too much is put back in pixels (app/canvas.py). The picture
-enters by the encoder's mode, without its noise: equal inputs give equal results.
+A latent cell is made anew if any pixel of it is masked; what is too much is put back in pixels
+(app/canvas.py). The picture enters by the encoder's mode, without its noise: equal inputs give equal results.
 
 Ref: Meng et al. 2021 (SDEdit), arXiv 2108.01073; Lugmayr et al. 2022 (RePaint), arXiv 2201.09865, eq. 8.
 """
@@ -67,16 +69,25 @@ def later(grid: Grid, edit: Edit | None) -> Grid:
 
 @torch.inference_mode()
 def begin(pipeline: Pipeline, source: Source | None, width: int, height: int) -> Begun | None:
-    """Encode the picture of a run; a network that reads a mask is told that there is none where there is none.
+    """Encode the picture of a run; a network that reads a mask is told that there is none where there is
+    none.
 
     Raises:
         UsageError: a network that works on a picture, and none is given.
     """
-    arch, stage, kind = pipeline.spec.arch, pipeline.first_stage, reads(pipeline.spec.arch)
+    arch, stage, kind = (
+        pipeline.spec.arch,
+        pipeline.first_stage,
+        reads(pipeline.spec.arch),
+    )
     if source is None:
         if kind == "image":
             mend = 'give it one: ddgen edit IMAGE "make it red"'
-            raise UsageError(f"model '{pipeline.spec.name}' follows instructions about a picture", mend, id="usage.image")
+            raise UsageError(
+                f"model '{pipeline.spec.name}' follows instructions about a picture",
+                mend,
+                id="usage.image",
+            )
         if not kind:
             return None
         nothing = torch.zeros(1, 3, height, width, device=pipeline.device, dtype=dtype_of(stage))
@@ -104,7 +115,8 @@ def dtype_of(stage: FirstStage) -> torch.dtype:
 
 
 def mask_channels(arch: Arch, stage: FirstStage, pixels: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the (1, 1 + C, h, w) channels of an inpainting network: the mask, the latents of the rest of the picture.
+    """Return the (1, 1 + C, h, w) channels of an inpainting network: the mask, the latents of the rest of
+    the picture.
 
     pixels: (1, 3, H, W) in [-1, 1]; mask: (1, 1, H, W) bool, None = everything is made anew.
     """
@@ -115,7 +127,8 @@ def mask_channels(arch: Arch, stage: FirstStage, pixels: Tensor, mask: Tensor | 
 
 
 def latent_mask(arch: Arch, stage: FirstStage, mask: Tensor) -> Tensor:
-    """Return which latents are made anew: pixel by pixel where the first stage keeps pixels, else cell by cell."""
+    """Return which latents are made anew: pixel by pixel where the first stage keeps pixels, else cell by
+    cell."""
     if isinstance(arch.first_stage, PatchConfig):
         return stage.encode(mask.float().expand(-1, arch.first_stage.in_channels, -1, -1)) > 0.5
     return max_pool2d(mask.float(), arch.first_stage.factor) > 0
@@ -142,7 +155,8 @@ def known_outside(denoise: Denoise, x0: Tensor, anew: Tensor) -> Denoise:
 
 
 def in_windows(denoise: Denoise, tiling: Tiling) -> Denoise:
-    """Return denoise computed window by window and blended. Ref: Bar-Tal et al. 2023 (MultiDiffusion), arXiv 2302.08113."""
+    """Return denoise computed window by window and blended. Ref: Bar-Tal et al. 2023 (MultiDiffusion), arXiv
+    2302.08113."""
 
     def denoise_windows(x: Tensor, sigma: float) -> Tensor:
         return in_tiles(lambda tile: denoise(tile, sigma), x, tiling)

@@ -1,8 +1,9 @@
-"""What the editing commands ask of the engine: pictures of any size in, one or several runs, pictures out. Torch-free at import.
+"""What the editing commands ask of the engine: pictures of any size in, one or several runs, pictures out.
+Torch-free at import.
 
-    edit, vary, upscale   the picture at the network's size, begun later
-    inpaint               a part of the picture, laid back into it
-    outpaint              part after part, each beside what is known
+edit, vary, upscale   the picture at the network's size, begun later
+inpaint               a part of the picture, laid back into it
+outpaint              part after part, each beside what is known
 """
 
 from collections.abc import Callable, Sequence
@@ -50,19 +51,24 @@ def reads(arch: Arch) -> str:
     kinds = {channels: "", 2 * channels + 1: "mask", 2 * channels: "image"}
     if found not in kinds:
         raise UsageError(
-            f"the network reads {found} channels, of which {channels} are understood", "choose another --model", id="usage.model"
+            f"the network reads {found} channels, of which {channels} are understood",
+            "choose another --model",
+            id="usage.model",
         )
     return kinds[found]
 
 
 def kept_steps(steps: int, strength: float | None) -> int:
-    """Return how many of the steps an edit of some strength runs, as diffusers counts them, but never none."""
+    """Return how many of the steps an edit of some strength runs, as diffusers counts them, but never
+    none."""
     return steps if strength is None else max(1, min(int(steps * strength), steps))
 
 
 def steps_of(jobs: Sequence[Job], runs: int = 1) -> int:
     """Return how many steps the jobs of an edit take together."""
-    return sum(runs * kept_steps(job.steps, job.edit.strength if job.edit is not None else None) for job in jobs)
+    return sum(
+        runs * kept_steps(job.steps, job.edit.strength if job.edit is not None else None) for job in jobs
+    )
 
 
 def check_strength(strength: float) -> None:
@@ -74,7 +80,11 @@ def check_strength(strength: float) -> None:
     if strength == 0:
         raise UsageError("--strength 0 would change nothing", "use 0.05 to 1", id="usage.strength")
     if not 0 < strength <= 1:
-        raise UsageError(f"--strength {strength:g} is out of range", "use 0.05 to 1", id="usage.strength")
+        raise UsageError(
+            f"--strength {strength:g} is out of range",
+            "use 0.05 to 1",
+            id="usage.strength",
+        )
 
 
 def whole(image: "Pixels") -> Draw:
@@ -89,7 +99,8 @@ def whole(image: "Pixels") -> Draw:
 
 
 def enlarged(image: "Pixels", width: int, height: int) -> Draw:
-    """Return what makes pictures from one at the jobs' size, near width x height; the first stage too works in tiles."""
+    """Return what makes pictures from one at the jobs' size, near width x height; the first stage too works
+    in tiles."""
     inner = whole(image)
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
@@ -103,7 +114,14 @@ def enlarged(image: "Pixels", width: int, height: int) -> Draw:
     return draw
 
 
-def inside(picture: "Pixels", mask: "Mask", frame: Frame, weight: "Weight", *, match: bool = False) -> Draw:
+def inside(
+    picture: "Pixels",
+    mask: "Mask",
+    frame: Frame,
+    weight: "Weight",
+    *,
+    match: bool = False,
+) -> Draw:
     """Return what makes a masked part of a picture anew; all else of it is kept, bit for bit.
 
     weight: how much of the new is seen, 0 outside the mask. match: its colours are shifted to those around.
@@ -126,7 +144,8 @@ def frames_of(spec: Spec, boxes: Sequence[Box]) -> list[Frame]:
 
 
 def outside(picture: "Pixels", new: "Mask", frames: Sequence[Frame]) -> Draw:
-    """Return what fills the new parts of a canvas window by window; what was made becomes known to the next."""
+    """Return what fills the new parts of a canvas window by window; what was made becomes known to the
+    next."""
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
         return [one(pipeline, job, on_step) for job in jobs]

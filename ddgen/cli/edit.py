@@ -1,4 +1,5 @@
-"""`ddgen edit`: a picture and a prompt in, the changed picture out; or an instruction, with models made for it."""
+"""`ddgen edit`: a picture and a prompt in, the changed picture out; or an instruction, with models made for
+it."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -19,7 +20,12 @@ EXAMPLES = """Examples:
 
 Fit = Annotated[
     str | None,
-    value(editing.EDITING, "HOW", "For another shape: crop, pad (with white), stretch. [crop]", "--fit"),
+    value(
+        editing.EDITING,
+        "HOW",
+        "For another shape: crop, pad (with white), stretch. [crop]",
+        "--fit",
+    ),
 ]
 
 
@@ -39,8 +45,8 @@ def edit(
 ) -> None:
     """Change a picture by a prompt.
 
-    It runs the last part of the steps, from the picture under noise: int(strength x steps), at least one. [0.75]
-    Models that follow instructions start from noise alone and read the picture beside it.
+    It runs the last part of the steps, from the picture under noise: int(strength x steps), at least one.
+    [0.75] Models that follow instructions start from noise alone and read the picture beside it.
     """
     values, spec = editing.settle(context)
     how = choose("fit", "crop" if fit is None else fit, canvas.FITS)

@@ -1,4 +1,5 @@
-"""What the editing commands share: `sample`'s flags, the picture that is worked on, its prompt and its size."""
+"""What the editing commands share: `sample`'s flags, the picture that is worked on, its prompt and its
+size."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -25,20 +26,36 @@ INSTRUCTED = 1.5  # the usual --image-guidance of networks that follow instructi
 
 Image = Annotated[
     str,
-    typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP; '-' reads standard input.", show_default=False),
+    typer.Argument(
+        metavar="IMAGE",
+        help="A PNG, JPEG or WebP; '-' reads standard input.",
+        show_default=False,
+    ),
 ]
 Strength = Annotated[
-    str | None, value(EDITING, "0..1", "How much may change: the part of the steps that is run.", "--strength")
+    str | None,
+    value(
+        EDITING,
+        "0..1",
+        "How much may change: the part of the steps that is run.",
+        "--strength",
+    ),
 ]
 ImageGuidance = Annotated[
     str | None,
-    value(EDITING, "SCALE", "How closely a model that follows instructions keeps to the picture. [1.5]", "--image-guidance"),
+    value(
+        EDITING,
+        "SCALE",
+        "How closely a model that follows instructions keeps to the picture. [1.5]",
+        "--image-guidance",
+    ),
 ]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The picture that is worked on. name: as messages call it; alpha: (H, W), 0 = transparent, or None; data: the file."""
+    """The picture that is worked on. name: as messages call it; alpha: (H, W), 0 = transparent, or None;
+    data: the file."""
 
     name: str
     pixels: "Pixels"
@@ -65,7 +82,10 @@ def like_sample(*without: str) -> Callable[[Callable[..., None]], Callable[..., 
         own = inspect.signature(function).parameters
         shared = inspect.signature(sample.sample).parameters
         more = [found for name, found in shared.items() if name not in own and name not in without]
-        together = sorted([*own.values(), *more], key=lambda found: found.default is not inspect.Parameter.empty)
+        together = sorted(
+            [*own.values(), *more],
+            key=lambda found: found.default is not inspect.Parameter.empty,
+        )
 
         def command(**given: Any) -> None:
             function(**{name: given[name] for name in own})
@@ -79,7 +99,8 @@ def like_sample(*without: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 
 def settle(context: typer.Context) -> tuple[dict[str, Any], Spec]:
-    """Return the settings and the model; what this command has no flag for is not taken from elsewhere either."""
+    """Return the settings and the model; what this command has no flag for is not taken from elsewhere
+    either."""
     values, spec = sample.settle(context)
     for name in ("tile", "variation", "scale", "width", "height"):
         if name not in context.params:
@@ -103,7 +124,11 @@ def read_picture(path: str, prompts: Sequence[str] | None = None) -> Picture:
         if process.is_closed(0):
             raise InputError("standard input is closed", "give the picture's path", id="input.stdin")
         if process.is_terminal(0):
-            raise UsageError("standard input is a terminal", "pipe a picture in, or give its path", id="usage.stdin")
+            raise UsageError(
+                "standard input is a terminal",
+                "pipe a picture in, or give its path",
+                id="usage.stdin",
+            )
         name, data = "-", process.read_input()
     else:
         data = read_bytes(path)
@@ -134,9 +159,13 @@ def warn_of_alpha(picture: Picture) -> None:
 
 
 def words(
-    context: typer.Context, values: dict[str, Any], picture: Picture, command: str | None = None
+    context: typer.Context,
+    values: dict[str, Any],
+    picture: Picture,
+    command: str | None = None,
 ) -> tuple[str, ...]:
-    """Return the prompts; where none is given, the picture's own; else an empty one, where the command may do without.
+    """Return the prompts; where none is given, the picture's own; else an empty one, where the command may
+    do without.
 
     Raises:
         UsageError: there is none, and a `command`, the example of a right one, is given.
@@ -148,7 +177,11 @@ def words(
         console.detail(f"ddgen: the picture's own prompt: {found.prompt}")
         texts = (found.prompt,)
     elif command is not None:
-        raise UsageError("no prompt is given, and the picture says none", f"write one, as in: {command}", id="usage.prompt")
+        raise UsageError(
+            "no prompt is given, and the picture says none",
+            f"write one, as in: {command}",
+            id="usage.prompt",
+        )
     else:
         texts = ("",)
     return wording.dress(context.params, values, texts)
@@ -188,11 +221,21 @@ def image_guidance_of(text: str | None, spec: Spec) -> float | None:
     if verbs.reads(spec.arch) != "image":
         if text is not None:
             mend = "drop it, or choose an InstructPix2Pix --model"
-            raise UsageError(f"model '{spec.name}' has no --image-guidance", mend, id="usage.image-guidance")
+            raise UsageError(
+                f"model '{spec.name}' has no --image-guidance",
+                mend,
+                id="usage.image-guidance",
+            )
         return None
-    found = INSTRUCTED if text is None else float(settings.read_flag("--image-guidance", text, settings.number))  # type: ignore[arg-type]
+    found = (
+        INSTRUCTED if text is None else float(settings.read_flag("--image-guidance", text, settings.number))
+    )  # type: ignore[arg-type]
     if not 0 <= found <= planning.MAX_GUIDANCE:
-        raise UsageError(f"--image-guidance {found:g} is out of range", "use 1 to 2", id="usage.range")
+        raise UsageError(
+            f"--image-guidance {found:g} is out of range",
+            "use 1 to 2",
+            id="usage.range",
+        )
     return found
 
 
@@ -205,7 +248,11 @@ def refuse_special_inputs(spec: Spec, verb: str) -> None:
     kind = verbs.reads(spec.arch)
     if kind:
         made_for = {"mask": "inpainting", "image": "instructions"}[kind]
-        raise UsageError(f"model '{spec.name}' is made for {made_for}, not to {verb}", "choose another --model", id="usage.model")
+        raise UsageError(
+            f"model '{spec.name}' is made for {made_for}, not to {verb}",
+            "choose another --model",
+            id="usage.model",
+        )
 
 
 def plan_jobs(request: Request, spec: Spec, edit: Edit, width: int, height: int) -> tuple[Request, list[Job]]:

@@ -24,18 +24,44 @@ White is made anew, black is kept; of a picture's alpha, what is transparent is 
 """
 
 MaskFlag = Annotated[
-    str | None, value(EDITING, "FILE|alpha", "What is made anew: white in FILE, or what is transparent.", "--mask")
+    str | None,
+    value(
+        EDITING,
+        "FILE|alpha",
+        "What is made anew: white in FILE, or what is transparent.",
+        "--mask",
+    ),
 ]
-BoxFlag = Annotated[str | None, value(EDITING, "X,Y,W,H", "What is made anew, as a box in pixels.", "--box")]
+BoxFlag = Annotated[
+    str | None,
+    value(EDITING, "X,Y,W,H", "What is made anew, as a box in pixels.", "--box"),
+]
 Invert = Annotated[bool, switch(EDITING, "Make anew what the mask does not cover.", "--mask-invert")]
 Grow = Annotated[
-    str | None, value(EDITING, "PIXELS", "Widen the mask, or narrow it for a negative number. [0]", "--mask-grow")
+    str | None,
+    value(
+        EDITING,
+        "PIXELS",
+        "Widen the mask, or narrow it for a negative number. [0]",
+        "--mask-grow",
+    ),
 ]
 Blur = Annotated[
-    str | None, value(EDITING, "PIXELS", "How far inside the mask the new becomes full. [4]", "--mask-blur")
+    str | None,
+    value(
+        EDITING,
+        "PIXELS",
+        "How far inside the mask the new becomes full. [4]",
+        "--mask-blur",
+    ),
 ]
 Crop = Annotated[
-    bool, switch(EDITING, "Work on the mask's surroundings alone, at the model's full size.", "--mask-crop")
+    bool,
+    switch(
+        EDITING,
+        "Work on the mask's surroundings alone, at the model's full size.",
+        "--mask-crop",
+    ),
 ]
 
 
@@ -96,8 +122,16 @@ def read_mask(picture: Picture, mask: str | None, box: str | None) -> "Mask":
     from ddgen.io import images
 
     if (mask is None) == (box is None):
-        what = "nothing says what to make anew" if mask is None else "--mask and --box both say what to make anew"
-        raise UsageError(what, "give one of --mask FILE, --mask alpha and --box X,Y,W,H", id="usage.mask")
+        what = (
+            "nothing says what to make anew"
+            if mask is None
+            else "--mask and --box both say what to make anew"
+        )
+        raise UsageError(
+            what,
+            "give one of --mask FILE, --mask alpha and --box X,Y,W,H",
+            id="usage.mask",
+        )
     width, height = picture.size
     if box is not None:
         left, top, wide, high = read_box(box, width, height)
@@ -107,13 +141,19 @@ def read_mask(picture: Picture, mask: str | None, box: str | None) -> "Mask":
     assert mask is not None
     if mask == "alpha":
         if picture.alpha is None:
-            raise InputError(f"image '{picture.name}' has no alpha", "give --mask FILE or --box X,Y,W,H", id="input.mask")
+            raise InputError(
+                f"image '{picture.name}' has no alpha",
+                "give --mask FILE or --box X,Y,W,H",
+                id="input.mask",
+            )
         return picture.alpha < 128
     levels = images.read_image(mask, editing.read_bytes(mask))
     if levels.shape[:2] != (height, width):
         found = f"{levels.shape[1]}x{levels.shape[0]}"
         raise InputError(
-            f"mask '{mask}' is {found}, the picture is {width}x{height}", "give one of the picture's size", id="input.mask"
+            f"mask '{mask}' is {found}, the picture is {width}x{height}",
+            "give one of the picture's size",
+            id="input.mask",
         )
     return levels.mean(2) >= 127.5
 
@@ -124,10 +164,22 @@ def read_box(text: str, width: int, height: int) -> tuple[int, int, int, int]:
     Raises:
         UsageError: four numbers it is not, or not inside.
     """
-    match = re.fullmatch(r"\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*", text, re.ASCII)
+    match = re.fullmatch(
+        r"\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*",
+        text,
+        re.ASCII,
+    )
     if match is None:
-        raise UsageError(f"--box '{text}' is not four numbers", "use X,Y,W,H in pixels, as 64,40,48,48", id="usage.box")
+        raise UsageError(
+            f"--box '{text}' is not four numbers",
+            "use X,Y,W,H in pixels, as 64,40,48,48",
+            id="usage.box",
+        )
     left, top, wide, high = map(int, match.groups())
     if not wide or not high or left + wide > width or top + high > height:
-        raise UsageError(f"--box '{text}' is not inside the picture of {width}x{height}", "use X,Y,W,H in pixels", id="usage.box")
+        raise UsageError(
+            f"--box '{text}' is not inside the picture of {width}x{height}",
+            "use X,Y,W,H in pixels",
+            id="usage.box",
+        )
     return left, top, wide, high

@@ -27,7 +27,7 @@ EXAMPLES = """Examples:
   ddgen morph "a fox" "an owl" "a fox" --frames 48 --seed 7,8,7 -o fox.gif
   ddgen morph "a fox" "an owl" -o frames/
 
-With a list of seeds, one a prompt, the noise goes from seed to seed, too; with one seed it goes from it to the next.
+With a list of seeds, one a prompt, the noise goes from seed to seed, too; with one, from it to the next.
 """
 FORMATS = ("webp", "gif", "png")
 MAX_FRAMES = 1000
@@ -36,7 +36,13 @@ Frames = Annotated[str | None, value(EDITING, "N", "Pictures in all. [24]", "--f
 Rate = Annotated[str | None, value(EDITING, "N", "Pictures a second. [12]", "--fps")]
 Back = Annotated[bool, switch(EDITING, "Go back to the beginning, too.", "--bounce")]
 Kind = Annotated[
-    str | None, value(flags.OUTPUT, "NAME", "webp, gif, or png: each picture a file. [by the output's name, else webp]", "--format")
+    str | None,
+    value(
+        flags.OUTPUT,
+        "NAME",
+        "webp, gif, or png: each picture a file. [by the output's name, else webp]",
+        "--format",
+    ),
 ]
 
 
@@ -59,7 +65,8 @@ def morph(
 ) -> None:
     """Make a picture turn into another.
 
-    The noise goes along a great circle, the states of the text along a line. The first and last pictures are what `sample` makes.
+    The noise goes along a great circle, the states of the text along a line. The first and last pictures are
+    what `sample` makes.
     """
     context.params |= {"grid": False}
     values, spec = editing.settle(context)
@@ -69,11 +76,19 @@ def morph(
     rate = editing.pixels_of("--fps", fps, 12, 1, 60)
     texts = wording.dress(context.params, values, sample.read_prompts(prompts))
     if len(texts) < 2:
-        raise UsageError("a morph needs two prompts", 'write both: ddgen morph "a red apple" "a penguin"', id="usage.morph")
+        raise UsageError(
+            "a morph needs two prompts",
+            'write both: ddgen morph "a red apple" "a penguin"',
+            id="usage.morph",
+        )
     given = values["seed"] if values["seed"] is not None else planning.draw_seed()
     seeds = given if isinstance(given, tuple) else tuple(range(given, given + len(texts)))
     if len(seeds) != len(texts):
-        raise UsageError(f"{len(seeds)} seeds do not fit {len(texts)} prompts", "give one --seed, or one a prompt", id="usage.morph")
+        raise UsageError(
+            f"{len(seeds)} seeds do not fit {len(texts)} prompts",
+            "give one --seed, or one a prompt",
+            id="usage.morph",
+        )
     size, ar = context.params["size"], context.params["ar"]
     request = sample.make_request({**values, "seed": seeds[0]}, texts, spec, size, ar)
     ends = [replace(job, seed=seed) for job, seed in zip(planning.plan(request, spec), seeds, strict=True)]
@@ -92,14 +107,19 @@ def morph(
 
 
 def between(ends: Sequence[Job], count: int) -> list[Job]:
-    """Return `count` jobs that lead from each job to the next; the first and the last are the ends themselves."""
+    """Return `count` jobs that lead from each job to the next; the first and the last are the ends
+    themselves."""
     found = []
     for index in range(count):
         at = index * (len(ends) - 1) / (count - 1)
         here = min(math.floor(at), len(ends) - 2)
         weight, there = at - here, ends[here + 1]
         moved = replace(
-            ends[here], toward=there.prompt, toward_weight=weight, variation=weight, variation_seed=there.seed
+            ends[here],
+            toward=there.prompt,
+            toward_weight=weight,
+            variation=weight,
+            variation_seed=there.seed,
         )
         found.append(ends[here] if weight == 0 else there if weight == 1 else moved)
     return found
@@ -116,14 +136,26 @@ def place_of(output: str | None, kind: str | None, ends: Sequence[Job]) -> tuple
     suffix = path.suffix.lower().removeprefix(".")
     if suffix in ("webp", "gif"):
         if form not in (None, suffix):
-            raise UsageError(f"--format {form} does not fit --output '{output}'", "drop --format", id="usage.format")
+            raise UsageError(
+                f"--format {form} does not fit --output '{output}'",
+                "drop --format",
+                id="usage.format",
+            )
         return suffix, path
     if output == "-":
         if form == "png":
-            raise UsageError("several pictures do not fit into standard output", "use --format webp or gif", id="usage.output-several")
+            raise UsageError(
+                "several pictures do not fit into standard output",
+                "use --format webp or gif",
+                id="usage.output-several",
+            )
         return form or "webp", path
     if suffix or "{" in str(output):
-        raise UsageError(f"--output '{output}' is no place for a morph", "use a .webp, a .gif or a directory", id="usage.output")
+        raise UsageError(
+            f"--output '{output}' is no place for a morph",
+            "use a .webp, a .gif or a directory",
+            id="usage.output",
+        )
     if form == "png" or (form is None and output is not None):
         return "png", path
     # The current directory, or one that was named with a format: a name as `sample` gives them.
@@ -144,14 +176,20 @@ def check_place(values: dict[str, Any], path: Path, *, force: bool) -> None:
     planning.check_quality(values["quality"])
     if str(path) == "-":
         if process.is_terminal(1):
-            raise UsageError("refusing to write a picture to a terminal", "redirect it with '>FILE'", id="usage.stdout-terminal")
+            raise UsageError(
+                "refusing to write a picture to a terminal",
+                "redirect it with '>FILE'",
+                id="usage.stdout-terminal",
+            )
         return
     Names(Target("file", path.parent, path.name, "webp"), force=force).check(1)
 
 
 def draw(jobs: Sequence[Job], spec: Spec, values: dict[str, Any]) -> "tuple[list[Pixels], metadata.Origin]":
     """Make the frames."""
-    console.say(f"ddgen: {spec.name}, {len(jobs)} frames of {sample_run.describe(jobs[0])}, seed {jobs[0].seed}")
+    console.say(
+        f"ddgen: {spec.name}, {len(jobs)} frames of {sample_run.describe(jobs[0])}, seed {jobs[0].seed}"
+    )
     process.at_end(lambda: "ddgen: interrupted; nothing was saved\n")
     loaded = sample_run.load(spec, values)
     from ddgen.app import pipeline

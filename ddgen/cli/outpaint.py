@@ -23,9 +23,17 @@ SIDES = ("left", "up", "right", "down")
 
 By = Annotated[
     str | None,
-    value(EDITING, "SIDES", "How far to each side, in pixels or %: up32,left16 or all25%.", "--by"),
+    value(
+        EDITING,
+        "SIDES",
+        "How far to each side, in pixels or %: up32,left16 or all25%.",
+        "--by",
+    ),
 ]
-To = Annotated[str | None, value(EDITING, "WxH", "The new size, the picture in its middle.", "--to")]
+To = Annotated[
+    str | None,
+    value(EDITING, "WxH", "The new size, the picture in its middle.", "--to"),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -78,21 +86,35 @@ def read_margins(by: str | None, to: str | None, width: int, height: int) -> tup
     found = _to(to, width, height) if to is not None else _by(str(by), width, height)
     left, up, right, down = found
     if not any(found):
-        raise UsageError("the canvas is no larger than the picture", "give more, as --by all25%", id="usage.outpaint")
+        raise UsageError(
+            "the canvas is no larger than the picture",
+            "give more, as --by all25%",
+            id="usage.outpaint",
+        )
     across, high = left + width + right, up + height + down
     if across * high > plan.MAX_RESULT_PIXELS:
-        raise UsageError(f"{across}x{high} is over the 64 megapixel limit of a result", "go less far", id="usage.outpaint")
+        raise UsageError(
+            f"{across}x{high} is over the 64 megapixel limit of a result",
+            "go less far",
+            id="usage.outpaint",
+        )
     return found
 
 
 def _to(text: str, width: int, height: int) -> tuple[int, int, int, int]:
     match = re.fullmatch(r"\s*(\d{1,6})x(\d{1,6})\s*", text, re.ASCII)
     if match is None:
-        raise UsageError(f"--to '{text}' cannot be read", "use two numbers, as 512x768", id="usage.outpaint")
+        raise UsageError(
+            f"--to '{text}' cannot be read",
+            "use two numbers, as 512x768",
+            id="usage.outpaint",
+        )
     across, down = int(match[1]) - width, int(match[2]) - height
     if across < 0 or down < 0:
         raise UsageError(
-            f"--to '{text}' is smaller than the picture of {width}x{height}", "give more, as --by all25%", id="usage.outpaint"
+            f"--to '{text}' is smaller than the picture of {width}x{height}",
+            "give more, as --by all25%",
+            id="usage.outpaint",
         )
     return across // 2, down // 2, across - across // 2, down - down // 2
 
@@ -102,7 +124,11 @@ def _by(text: str, width: int, height: int) -> tuple[int, int, int, int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([a-z]+)\s*(\d{1,5})(%?)\s*", part, re.ASCII)
         if match is None or match[1] not in (*SIDES, "all"):
-            raise UsageError(f"--by '{text}' cannot be read", "use sides and pixels, as up32,left16 or all25%", id="usage.outpaint")
+            raise UsageError(
+                f"--by '{text}' cannot be read",
+                "use sides and pixels, as up32,left16 or all25%",
+                id="usage.outpaint",
+            )
         for side in SIDES if match[1] == "all" else (match[1],):
             length = width if side in ("left", "right") else height
             found[side] = round(length * int(match[2]) / 100) if match[3] else int(match[2])

@@ -1,4 +1,5 @@
-"""`ddgen upscale`: a larger picture whose detail the model draws: enlarged, then image to image in windows."""
+"""`ddgen upscale`: a larger picture whose detail the model draws: enlarged, then image to image in
+windows."""
 
 import re
 from typing import Annotated
@@ -18,10 +19,18 @@ EXAMPLES = """Examples:
   ddgen upscale photo.jpg "a harbour, sharp" --by 4 --strength 0.3
 """
 
-By = Annotated[str | None, value(EDITING, "N", "How many times as wide and high, as 2 or 1.5. [2]", "--by")]
+By = Annotated[
+    str | None,
+    value(EDITING, "N", "How many times as wide and high, as 2 or 1.5. [2]", "--by"),
+]
 Window = Annotated[
     str | None,
-    value(EDITING, "PIXELS", "Side of the windows that the network sees, 0 = all at once. [the model's]", "--window"),
+    value(
+        EDITING,
+        "PIXELS",
+        "Side of the windows that the network sees, 0 = all at once. [the model's]",
+        "--window",
+    ),
 ]
 
 
@@ -41,8 +50,8 @@ def upscale(
 ) -> None:
     """Make a picture larger and draw its detail anew.
 
-    The network works in overlapping windows, so memory does not grow with the picture. Without a prompt, the picture's own
-    is used, or none. [--strength 0.35]
+    The network works in overlapping windows, so memory does not grow with the picture. Without a prompt, the
+    picture's own is used, or none. [--strength 0.35]
     """
     values, spec = editing.settle(context)
     editing.refuse_special_inputs(spec, "upscale")
@@ -52,11 +61,26 @@ def upscale(
     width, height = (-(-side // spec.divisor) * spec.divisor for side in (wide, high))
     texts = editing.words(context, values, picture)
     fitted = canvas.fit(picture.pixels, width, height, "stretch")
-    record = Edit("upscale", canvas.digest(fitted), "", share, None, window_of(window, spec, width, height))
+    record = Edit(
+        "upscale",
+        canvas.digest(fitted),
+        "",
+        share,
+        None,
+        window_of(window, spec, width, height),
+    )
     request = sample.make_request(values, texts, spec, None, None)
     request, jobs = editing.plan_jobs(request, spec, record, width, height)
     editing.warn_of_alpha(picture)
-    sample.deliver(context, values, spec, request, jobs, verbs.enlarged(fitted, wide, high), verbs.steps_of(jobs))
+    sample.deliver(
+        context,
+        values,
+        spec,
+        request,
+        jobs,
+        verbs.enlarged(fitted, wide, high),
+        verbs.steps_of(jobs),
+    )
 
 
 def enlarged_size(by: str | None, width: int, height: int) -> tuple[int, int]:
@@ -82,6 +106,10 @@ def window_of(text: str | None, spec: Spec, width: int, height: int) -> int:
     usual = max(spec.defaults.width, spec.defaults.height)
     side = editing.pixels_of("--window", text, usual, 0, 4096)
     if 0 < side < plan.MIN_SIDE:
-        raise UsageError(f"--window {side} is out of range", f"use 0, or {plan.MIN_SIDE} to 4096", id="usage.range")
+        raise UsageError(
+            f"--window {side} is out of range",
+            f"use 0, or {plan.MIN_SIDE} to 4096",
+            id="usage.range",
+        )
     needed = width * height > verbs.TILED_FROM * usual**2 or text is not None
     return side // spec.divisor * spec.divisor if needed else 0

@@ -24,12 +24,27 @@ EXAMPLES = """Examples:
 WAYS = ("auto", "seed", "picture")
 NOISE = {False: 0.2, True: 0.5}  # subtle, strong: --variation
 CHANGE = {False: 0.35, True: 0.65}  # --strength
-SETTINGS = ("steps", "guidance", "guidance_rescale", "guidance_interval", "sampler", "spacing", "sigmas", "eta", "negative")
+SETTINGS = (
+    "steps",
+    "guidance",
+    "guidance_rescale",
+    "guidance_interval",
+    "sampler",
+    "spacing",
+    "sigmas",
+    "eta",
+    "negative",
+)
 
 Strong = Annotated[bool, switch(EDITING, "Vary strongly; without it, subtly.", "--strong")]
 Like = Annotated[
     str | None,
-    value(EDITING, "WAY", "seed: its own settings, other noise; picture: its pixels; auto: seed if it says it. [auto]", "--like"),
+    value(
+        EDITING,
+        "WAY",
+        "seed: its own settings, other noise; picture: its pixels; auto: seed if it says it. [auto]",
+        "--like",
+    ),
 ]
 
 
@@ -51,8 +66,8 @@ def vary(
 ) -> None:
     """Make pictures like a picture.
 
-    One that ddgen made says its prompt and seed: the same with noise a little way toward that of other seeds. [--variation 0.2,
-    strong 0.5] Any other: image to image. [--strength 0.35, strong 0.65]
+    One that ddgen made says its prompt and seed: the same with noise a little way toward that of other
+    seeds. [--variation 0.2, strong 0.5] Any other: image to image. [--strength 0.35, strong 0.65]
     """
     values, spec = editing.settle(context)
     share = editing.strength_of(strength, CHANGE[strong])
@@ -62,7 +77,11 @@ def vary(
     known = None if found is None else known_model(found, context, values)
     if way == "seed" and known is None:
         mend = "use --like picture"
-        raise InputError(f"image '{picture.name}' does not say how ddgen made it", mend, id="input.vary")
+        raise InputError(
+            f"image '{picture.name}' does not say how ddgen made it",
+            mend,
+            id="input.vary",
+        )
     if way == "picture" or known is None or strength is not None or prompts:
         by_picture(context, values, spec, picture, share)
         return
@@ -78,11 +97,15 @@ def vary(
 
 
 def known_model(found: Found, context: typer.Context, values: Mapping[str, Any]) -> Spec | None:
-    """Return the model that a picture says made it; None where ddgen did not, not from a prompt alone, or not with a model known here."""
+    """Return the model that a picture says made it; None where ddgen did not, not from a prompt alone, or
+    not with a model known here."""
     if found.tool != "ddgen" or "seed" not in found.settings or found.record["job"].get("edit"):
         return None
     said = str(found.rest.get("model", ""))
-    if "prompt" not in found.record["job"] or context.params["model"] not in (None, said):
+    if "prompt" not in found.record["job"] or context.params["model"] not in (
+        None,
+        said,
+    ):
         return None
     try:
         return registry.find(said, weights_file=values["weights_file"])
@@ -94,11 +117,19 @@ def by_seed(job: Job, request: Request, spec: Spec, amount: float) -> list[Job]:
     """Return the job with its noise moved toward that of each seed of the request."""
     from ddgen.app import plan
 
-    others = [planned.seed for planned in plan.plan(replace(request, variation=0.0, variation_seed=None), spec)]
+    others = [
+        planned.seed for planned in plan.plan(replace(request, variation=0.0, variation_seed=None), spec)
+    ]
     return [replace(job, variation=float(amount), variation_seed=other) for other in others]
 
 
-def by_picture(context: typer.Context, values: dict[str, Any], spec: Spec, picture: Picture, share: float | None) -> None:
+def by_picture(
+    context: typer.Context,
+    values: dict[str, Any],
+    spec: Spec,
+    picture: Picture,
+    share: float | None,
+) -> None:
     """Make pictures from the picture alone."""
     editing.refuse_special_inputs(spec, "vary")
     values["variation"] = settings.SETTINGS["variation"].default
