@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from ddgen.app.pipeline import Pipeline
 from ddgen.app.runfiles import curve, read_log
 from ddgen.app.train import Settings, Trainer
 from ddgen.errors import InputError
-from ddgen.nets.config import PatchConfig, UNetConfig
+from ddgen.nets.config import KLConfig, PatchConfig, UNetConfig
 from ddgen.nets.unet import UNet
+from ddgen.nets.vae import AutoencoderKL
 from ddgen.text.clip import CLIPTextModel
 from ddgen.text.config import CLIPConfig, TowerSpec
 from ddgen.weights.arch import Arch
@@ -54,12 +56,17 @@ def one_thread():
 def model(tmp_path_factory) -> Path:
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    tensors = {f"model.diffusion_model.{key}": value for key, value in UNet(NETWORK).state_dict().items()}
+    save_tensors(path, tensors_of(NETWORK), spec_metadata(SPEC))
+    return path
+
+
+def tensors_of(network: UNetConfig) -> dict[str, torch.Tensor]:
+    """A U-Net and the text tower under the names of a single file."""
+    tensors = {f"model.diffusion_model.{key}": value for key, value in UNet(network).state_dict().items()}
     for key, value in CLIPTextModel(TOWER.config).state_dict().items():
         prefix = TOWER.prefix.removesuffix("text_model.") if key.startswith("text_projection") else TOWER.prefix
         tensors[prefix + key] = value
-    save_tensors(path, tensors, spec_metadata(SPEC))
-    return path
+    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +144,26 @@ def test_what_is_saved_samples_as_the_average_does(model, folder, tmp_path):
     mine, theirs = (np.array(draw(pipeline, ["a red square"], [0, 1])).astype(int) for pipeline in (run.sampler(), loaded))
     assert np.abs(mine - theirs).max() <= 4  # float16 on disk
     assert {info.dtype for info in read_header(tmp_path / "model.safetensors").tensors.values()} == {"F16"}
+
+
+def test_latents_of_an_autoencoder_are_trained_on(folder, tmp_path):
+    """What a KL model is trained on is its autoencoder's latents; the saved file holds the autoencoder as it was."""
+    torch.manual_seed(2)
+    stage = AutoencoderKL(KLConfig(latent_channels=4, model_channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1, scale_factor=0.5))
+    network = replace(NETWORK, in_channels=4, out_channels=4)
+    spec = replace(SPEC, arch=replace(SPEC.arch, unet=network, first_stage=stage.config), x0_clamp=None)
+    path = tmp_path / "kl.safetensors"
+    tensors = tensors_of(network) | {f"first_stage_model.{key}": value for key, value in stage.state_dict().items()}
+    save_tensors(path, tensors, spec_metadata(spec))
+    run = trainer(path, folder, tmp_path / "run", QUICK)
+    with torch.no_grad():
+        expected = stage.eval().encode(run.data.images(np.array([3])))
+    assert torch.allclose(run.latents[3:4], expected, atol=1e-5)
+    assert run.latents.shape == (6, 4, 8, 8) and run.latents.std() > 0
+    list(run.run())
+    saved = Pipeline.load(str(tmp_path / "run" / "model.safetensors"), device="cpu")
+    again = saved.first_stage.encode(run.data.images(np.array([3])))
+    assert torch.allclose(again, expected, atol=2e-2)
 
 
 def test_another_run_in_the_directory_is_refused(model, folder, tmp_path):

@@ -2,7 +2,7 @@
 
     x = x0 + sigma eps -> w(sigma) (D(x; sigma) - x0)^2 -> Muon or AdamW -> average of the weights -> checkpoint
 
-The text towers stay as they are; every caption is encoded once. What a step sees depends on the seed and the step's number alone, so a run
+The text towers and the first stage stay as they are; every caption and every picture is encoded once. What a step sees depends on the seed and the step's number alone, so a run
 that was killed goes on with the same batches, and on a CPU to the same weights, bit for bit. Nothing here prints: `Trainer.run` yields.
 
     DIR/state.safetensors   weights, average, optimizer, settings: what resuming reads
@@ -95,6 +95,7 @@ class Trainer:
         self.network = trainable(pipeline, settings)
         self.optimizer = Optimizer(self.network, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr)
         self.average = Average(self.network, settings.average)
+        self.latents = encode_all(pipeline, data)
         encoded = [pipeline.text.encode(data.texts[i : i + 64]) for i in range(0, len(data.texts), 64)]
         self.context = torch.cat([part.context for part in encoded]).half()
         self.vector = None if encoded[0].vector is None else torch.cat([part.vector for part in encoded if part.vector is not None])
@@ -154,7 +155,7 @@ class Trainer:
         spec, device = self.pipeline.spec, self.pipeline.device
         schedule = self.pipeline.denoiser.schedule
         denoiser = Denoiser(network, spec.prediction, schedule, sigma_data=spec.sigma_data)
-        x0 = self.pipeline.first_stage.encode(self.data.images(draw.pictures).to(device))
+        x0 = self.latents[torch.from_numpy(draw.pictures)].to(device)
         captions = torch.from_numpy(draw.captions)
         vector = None if self.vector is None else self.vector[captions].to(device)
         cond = Conditioning(self.context[captions].float().to(device), vector)
@@ -228,6 +229,14 @@ class Trainer:
         hold = self.settings.hold
         fall = min(1.0, (1 - self._progress()) / max(1e-9, 1 - hold))
         return min(1.0, (self.step + 1) / max(1, self.settings.warmup)) * fall
+
+
+@torch.no_grad()
+def encode_all(pipeline: Pipeline, data: Dataset, batch: int = 16) -> Tensor:
+    """Return the latents of all pictures, (N, C, h, w) float32 on the CPU."""
+    indices = np.arange(len(data))
+    parts = [indices[i : i + batch] for i in range(0, len(data), batch)]
+    return torch.cat([pipeline.first_stage.encode(data.images(part).to(pipeline.device)).float().cpu() for part in parts])
 
 
 def trainable(pipeline: Pipeline, settings: Settings) -> UNet:
