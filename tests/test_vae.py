@@ -221,3 +221,15 @@ def test_tiles_keep_the_picture() -> None:
         tiled = network.decode(latents), network.moments(images)[0]
     for a, b in zip(tiled, whole, strict=True):
         assert 0 < (a - b).std() / b.std() < 0.1
+
+
+def test_patches_are_channels_of_a_plain_autoencoder() -> None:
+    """With patch 2, three channels are the twelve of an autoencoder without, on a picture of half the size."""
+    config = KLConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, patch=2)
+    patched, plain = ours(config), ours(replace(config, in_channels=12, patch=1))
+    plain.load_state_dict(patched.state_dict())
+    images = draw(2, 3, 32, 24, seed=1)
+    latents = patched.encode(images)
+    assert latents.shape == (2, 4, 8, 6) and patched.factor == config.factor == 4
+    assert distance(latents, plain.encode(F.pixel_unshuffle(images, 2))) == 0
+    assert distance(patched.decode(latents), F.pixel_shuffle(plain.decode(latents), 2)) == 0

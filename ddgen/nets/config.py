@@ -50,6 +50,7 @@ class UNetConfig:
 class KLConfig:
     """The KL-regularised autoencoder of Latent Diffusion (8 x smaller latents with 4 levels).
 
+    patch:         patch x patch pixels become channels before the finest level and pixels again behind it (1: as published).
     scale_factor:  latents = (mean - shift) * scale_factor; Playground gives per-channel mean and std instead.
     force_upcast:  decoding in float16 overflows (SDXL): decode in float32.
     """
@@ -63,10 +64,11 @@ class KLConfig:
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
     force_upcast: bool = False
+    patch: int = 1
 
     @property
     def factor(self) -> int:
-        return 2 ** (len(self.channel_mult) - 1)
+        return self.patch * 2 ** (len(self.channel_mult) - 1)
 
     @property
     def channels(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
+from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
 
 from ddgen.nets.config import KLConfig
 from ddgen.nets.tiling import Tiling, in_tiles
@@ -122,7 +122,8 @@ class Encoder(nn.Module):
     def __init__(self, config: KLConfig) -> None:
         super().__init__()
         widths = [config.model_channels * m for m in config.channel_mult]
-        self.conv_in = nn.Conv2d(config.in_channels, config.model_channels, 3, padding=1)
+        self.patch = config.patch
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, config.model_channels, 3, padding=1)
         inputs = [config.model_channels, *widths[:-1]]
         self.down = nn.ModuleList(
             Level(a, b, config.num_res_blocks) for a, b in zip(inputs, widths, strict=True)
@@ -134,7 +135,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def shrink(self, images: Tensor) -> Tensor:
-        h = self.conv_in(images)
+        h = self.conv_in(pixel_unshuffle(images, self.patch))
         for level in self.down:
             h = level(h)
         return h
@@ -152,6 +153,7 @@ class Decoder(nn.Module):
     def __init__(self, config: KLConfig) -> None:
         super().__init__()
         widths = [config.model_channels * m for m in config.channel_mult]
+        self.patch = config.patch
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
         inputs = [*widths[1:], widths[-1]]
@@ -162,7 +164,7 @@ class Decoder(nn.Module):
         for level, width in zip(self.up[1:], widths[1:], strict=True):
             level.upsample = Upsample(width)
         self.norm_out = group_norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], config.in_channels * config.patch**2, 3, padding=1)
 
     def begin(self, z: Tensor) -> Tensor:
         return self.mid(self.conv_in(z))
@@ -170,7 +172,7 @@ class Decoder(nn.Module):
     def grow(self, h: Tensor) -> Tensor:
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(silu(self.norm_out(h), inplace=True))
+        return pixel_shuffle(self.conv_out(silu(self.norm_out(h), inplace=True)), self.patch)
 
 
 class AutoencoderKL(nn.Module):

@@ -272,6 +272,8 @@ def _check_first_stage(stage: FirstStageConfig) -> None:
             raise _bad("its autoencoder has a width that is not a positive multiple of 32")
         if not 1 <= stage.num_res_blocks <= 16 or stage.latent_channels < 1 or stage.scale_factor == 0:
             raise _bad("its autoencoder has impossible blocks, channels or scale")
+        if not 1 <= stage.patch <= 64:
+            raise _bad("its autoencoder has an impossible patch")
         for values in (stage.latents_mean, stage.latents_std):
             if values is not None and len(values) != stage.latent_channels:
                 raise _bad("its autoencoder has latent statistics of another length than its channels")
