@@ -1,13 +1,16 @@
 """Does the model draw what it was asked for? Each picture is judged by the nearest picture of the data set.
 
-    python bench/judge.py DATA [MODEL ...] [--seeds 0,1] [--dtype bfloat16]
+    python bench/judge.py [MODEL ...] [--data DIR] [--seeds 0,1,2,3] [--dtype bfloat16] [--sheet FILE]
 
-DATA is what `ddgen data build stickers` wrote. The judge knows nothing of the generator: it compares blurred colours and the directions of
-edges (16 x 16 cells) with every picture of DATA and takes the concept of the nearest. Prompts: prompts/eval/concepts.jsonl, one per concept.
-Without a MODEL it judges itself: each picture of one style by the pictures of the others.
+DIR is what `ddgen data build stickers` wrote. The judge knows nothing of the generator: it compares blurred
+colours and the directions of edges (16 x 16 cells) with every picture of DIR and takes the concept of the
+nearest. Prompts: prompts/eval/concepts.jsonl, one per concept. First it judges itself: each picture
+of one style by the pictures of the others. --sheet writes prompts/eval/sheet.txt, seeds 0-3, unpicked, as
+WebP.
 """
 
 import argparse
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +21,18 @@ from PIL import Image
 CELLS = 16
 ANGLES = 6
 PROMPTS = Path(__file__).resolve().parents[1] / "prompts" / "eval" / "concepts.jsonl"
+SHEET = PROMPTS.with_name("sheet.txt")
 
 
 def features(pixels: np.ndarray) -> np.ndarray:
-    """Return what the judge sees of a picture (H, W, 3) uint8: a unit vector of colours and edges, tolerant of small shifts."""
-    image = np.asarray(Image.fromarray(pixels).resize((4 * CELLS, 4 * CELLS), Image.Resampling.BOX)).astype(np.float32) / 255
+    """Return what the judge sees of a picture (H, W, 3) uint8: a unit vector of colours and edges, tolerant
+    of small shifts."""
+    image = (
+        np.asarray(Image.fromarray(pixels).resize((4 * CELLS, 4 * CELLS), Image.Resampling.BOX)).astype(
+            np.float32
+        )
+        / 255
+    )
     colours = image.reshape(CELLS, 4, CELLS, 4, 3).mean((1, 3))
     grey = image.mean(-1)
     dy, dx = np.gradient(grey)
@@ -45,7 +55,9 @@ def nearest(found: np.ndarray, known: np.ndarray) -> np.ndarray:
 def read_data(folder: Path) -> tuple[np.ndarray, list[str], list[str]]:
     """Return the features, concepts and styles of every picture of a data set."""
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-    known = np.stack([features(np.asarray(Image.open(folder / row["file_name"]).convert("RGB"))) for row in rows])
+    known = np.stack(
+        [features(np.asarray(Image.open(folder / row["file_name"]).convert("RGB"))) for row in rows]
+    )
     return known, [row["icon"] for row in rows], [row["style"] for row in rows]
 
 
@@ -65,11 +77,24 @@ def judge_itself(known: np.ndarray, concepts: Sequence[str], styles: Sequence[st
     return float(np.mean(right))
 
 
+def grid(pictures: Sequence[np.ndarray], per_prompt: int) -> bytes:
+    """Return pictures as one WebP: a column per prompt, a row per seed, eight prompts wide."""
+    wide = 8
+    blocks = [pictures[i : i + wide * per_prompt] for i in range(0, len(pictures), wide * per_prompt)]
+    rows = [np.concatenate(block[seed::per_prompt], axis=1) for block in blocks for seed in range(per_prompt)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(buffer, "WEBP", quality=90, method=6)
+    return buffer.getvalue()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*")
-    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--data", type=Path, default=Path("data/stickers"))
+    parser.add_argument("--seeds", default="0,1,2,3")
+    parser.add_argument("--sheet", type=Path)
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     known, concepts, styles = read_data(options.data)
@@ -80,11 +105,17 @@ def main() -> None:
     from ddgen.app.sheet import draw
 
     for model in options.models:
-        pictures = draw(Pipeline.load(model, dtype=options.dtype), [row["prompt"] for row in rows], seeds)
+        pipeline = Pipeline.load(model, dtype=options.dtype)
+        if options.sheet is not None:
+            prompts = SHEET.read_text().splitlines()
+            options.sheet.write_bytes(grid(draw(pipeline, prompts, range(4)), 4))
+        pictures = draw(pipeline, [row["prompt"] for row in rows], seeds)
         found = judge(pictures, known, concepts)
         wanted = [row["concept"] for row in rows for _ in seeds]
         wrong = [f"{want} -> {got}" for want, got in zip(wanted, found, strict=True) if want != got]
-        print(f"{model}: {1 - len(wrong) / len(wanted):.3f} of {len(wanted)} pictures show what was asked for")
+        print(
+            f"{model}: {1 - len(wrong) / len(wanted):.3f} of {len(wanted)} pictures show what was asked for"
+        )
         print("  wrong: " + ", ".join(wrong))
 
 

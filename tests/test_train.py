@@ -1,4 +1,4 @@
-"""Training: a run that was stopped or killed goes on bit for bit, the loss falls, bad data is named; data in, model out."""
+"""Training: a run that was stopped or killed goes on bit for bit, the loss falls, bad data is named."""
 
 import json
 import os
@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from ddgen.app.dataset import Dataset, read_folder
-from ddgen.app.optim import Average, Optimizer, orthogonal
+from ddgen.app.dataset import Dataset
 from ddgen.app.pipeline import Pipeline
-from ddgen.app.runfiles import curve, read_log
+from ddgen.app.runfiles import read_log
 from ddgen.app.train import Settings, Trainer
 from ddgen.errors import InputError
 from ddgen.nets.config import KLConfig, PatchConfig, UNetConfig
@@ -33,14 +31,28 @@ from ddgen.weights.spec import Defaults, Spec
 
 TOWER = TowerSpec(CLIPConfig(width=16, layers=1, heads=2, mlp=32, projection_dim=24), pooled=True)
 NETWORK = UNetConfig(
-    in_channels=192, out_channels=192, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, down_depth=((0,), (1,)),
-    up_depth=((0, 0), (1, 1)), mid_depth=None, heads=(2, 2), context_dim=16, vector_dim=24, linear_projection=True, position_channels=16,
-)  # fmt: skip
+    in_channels=192,
+    out_channels=192,
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    down_depth=((0,), (1,)),
+    up_depth=((0, 0), (1, 1)),
+    mid_depth=None,
+    heads=(2, 2),
+    context_dim=16,
+    vector_dim=24,
+    linear_projection=True,
+    position_channels=16,
+)
 SPEC = Spec(
-    "tiny", Arch("tiny", NETWORK, PatchConfig(), (TOWER,)), prediction="x0", schedule={"kind": "cosine", "shift": -1.4},
+    "tiny",
+    Arch("tiny", NETWORK, PatchConfig(), (TOWER,)),
+    prediction="x0",
+    schedule={"kind": "cosine", "shift": -1.4},
     x0_clamp={"kind": "static", "min": -1.1, "max": 1.1},
     defaults=Defaults(width=64, height=64, steps=4, guidance=2.0, sampler="ddim", spacing="linspace"),
-)  # fmt: skip
+)
 QUICK = Settings(steps=8, batch=4, warmup=2, lr=2e-3, report_every=2, save_every=4, scratch=True)
 
 
@@ -64,7 +76,9 @@ def tensors_of(network: UNetConfig) -> dict[str, torch.Tensor]:
     """A U-Net and the text tower under the names of a single file."""
     tensors = {f"model.diffusion_model.{key}": value for key, value in UNet(network).state_dict().items()}
     for key, value in CLIPTextModel(TOWER.config).state_dict().items():
-        prefix = TOWER.prefix.removesuffix("text_model.") if key.startswith("text_projection") else TOWER.prefix
+        prefix = (
+            TOWER.prefix.removesuffix("text_model.") if key.startswith("text_projection") else TOWER.prefix
+        )
         tensors[prefix + key] = value
     return tensors
 
@@ -78,7 +92,16 @@ def folder(tmp_path_factory) -> Path:
         image = Image.new("RGB", (64, 64), "white")
         image.paste(colour, (16, 16, 48, 48))
         image.save(path / f"{i}.png")
-        lines.append(json.dumps({"file_name": f"{i}.png", "text": colour, "captions": {f"a {colour} square": 2, colour: 1}, "weight": 1}))
+        lines.append(
+            json.dumps(
+                {
+                    "file_name": f"{i}.png",
+                    "text": colour,
+                    "captions": {f"a {colour} square": 2, colour: 1},
+                    "weight": 1,
+                }
+            )
+        )
     (path / "metadata.jsonl").write_text("\n".join(lines))
     return path
 
@@ -112,7 +135,9 @@ def test_a_resumed_run_ends_at_the_same_bits(model, folder, tmp_path, optimizer)
 
 def test_steps_see_different_pictures_and_noise(model, folder):
     data = Dataset(folder, 64, 64)
-    one, same, next_one = (data.draw(3, step, 4, (2, 2, 2), dropout=0.5, high_noise=0.3) for step in (7, 7, 8))
+    one, same, next_one = (
+        data.draw(3, step, 4, (2, 2, 2), dropout=0.5, high_noise=0.3) for step in (7, 7, 8)
+    )
     assert np.array_equal(one.eps, same.eps) and np.array_equal(one.pictures, same.pictures)
     assert not np.array_equal(one.eps, next_one.eps)
     assert sorted((one.u * 4).astype(int)) != [0, 0, 0, 0] and one.u.min() >= 0 and one.u.max() < 1
@@ -126,7 +151,9 @@ def test_captions_are_dropped_at_the_given_rate(folder):
 
 
 def test_the_loss_falls(model, folder, tmp_path):
-    settings = Settings(steps=60, batch=6, warmup=5, lr=3e-3, report_every=20, save_every=100, scratch=True, average=0.9)
+    settings = Settings(
+        steps=60, batch=6, warmup=5, lr=3e-3, report_every=20, save_every=100, scratch=True, average=0.9
+    )
     run = trainer(model, folder, tmp_path, settings)
     before = run.evaluate()
     after = list(run.run())[-1]
@@ -141,19 +168,32 @@ def test_what_is_saved_samples_as_the_average_does(model, folder, tmp_path):
     list(run.run())
     loaded = Pipeline.load(str(tmp_path / "model.safetensors"), device="cpu")
     assert loaded.spec.arch == SPEC.arch
-    mine, theirs = (np.array(draw(pipeline, ["a red square"], [0, 1])).astype(int) for pipeline in (run.sampler(), loaded))
+    mine, theirs = (
+        np.array(draw(pipeline, ["a red square"], [0, 1])).astype(int) for pipeline in (run.sampler(), loaded)
+    )
     assert np.abs(mine - theirs).max() <= 4  # float16 on disk
     assert {info.dtype for info in read_header(tmp_path / "model.safetensors").tensors.values()} == {"F16"}
 
 
 def test_latents_of_an_autoencoder_are_trained_on(folder, tmp_path):
-    """What a KL model is trained on is its autoencoder's latents; the saved file holds the autoencoder as it was."""
+    """What a KL model is trained on is its autoencoder's latents; the saved file holds the autoencoder as it
+    was."""
     torch.manual_seed(2)
-    stage = AutoencoderKL(KLConfig(latent_channels=4, model_channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1, scale_factor=0.5))
+    stage = AutoencoderKL(
+        KLConfig(
+            latent_channels=4,
+            model_channels=32,
+            channel_mult=(1, 1, 1, 1),
+            num_res_blocks=1,
+            scale_factor=0.5,
+        )
+    )
     network = replace(NETWORK, in_channels=4, out_channels=4)
     spec = replace(SPEC, arch=replace(SPEC.arch, unet=network, first_stage=stage.config), x0_clamp=None)
     path = tmp_path / "kl.safetensors"
-    tensors = tensors_of(network) | {f"first_stage_model.{key}": value for key, value in stage.state_dict().items()}
+    tensors = tensors_of(network) | {
+        f"first_stage_model.{key}": value for key, value in stage.state_dict().items()
+    }
     save_tensors(path, tensors, spec_metadata(spec))
     run = trainer(path, folder, tmp_path / "run", QUICK)
     with torch.no_grad():
@@ -174,89 +214,72 @@ def test_another_run_in_the_directory_is_refused(model, folder, tmp_path):
 
 
 def test_the_whole_command_survives_kill(model, folder, tmp_path):
-    """kill -9 through the installed program, then the same command again, equals one run that was left alone."""
+    """kill -9 through the installed program, then the same command again, equals one run that was left
+    alone."""
+
     def command(out: Path) -> list[str]:
         return [
-            sys.executable, "-m", "ddgen", "train", str(folder), "--out", str(out), "--model", str(model), "--scratch", "--steps", "40", "-b", "4",
-            "--warmup", "2", "--save-every", "3", "--report-every", "5", "--sheet-every", "20", "--progress", "none", "--device", "cpu",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "ddgen",
+            "train",
+            str(folder),
+            "--out",
+            str(out),
+            "--model",
+            str(model),
+            "--scratch",
+            "--steps",
+            "40",
+            "-b",
+            "4",
+            "--warmup",
+            "2",
+            "--save-every",
+            "3",
+            "--report-every",
+            "5",
+            "--sheet-every",
+            "20",
+            "--progress",
+            "none",
+            "--device",
+            "cpu",
+        ]
 
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = subprocess.run(command(tmp_path / "whole"), env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    whole = subprocess.run(
+        command(tmp_path / "whole"),
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.strip() == str(tmp_path / "whole" / "model.safetensors")
-    process = subprocess.Popen(command(tmp_path / "killed"), env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(tmp_path / "killed"),
+        env=env,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 200
     while not (tmp_path / "killed" / "state.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = subprocess.run(command(tmp_path / "killed"), env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command(tmp_path / "killed"),
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     for name in ("model.safetensors", "samples/step-000020.png", "samples/step-000040.png"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def test_orthogonal_is_nearly_so():
-    torch.manual_seed(0)
-    for shape in ((2, 8, 24), (2, 24, 8)):
-        singular = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
-        assert singular.min() > 0.5 and singular.max() < 1.4
-
-
-def test_adamw_equals_torchs():
-    torch.manual_seed(0)
-    ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
-    theirs.load_state_dict(ours.state_dict())
-    mine = Optimizer(ours, "adamw", lr=1e-2)
-    groups = [{"params": [theirs.weight], "weight_decay": 0.01}, {"params": [theirs.bias], "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99))
-    for step in range(1, 6):
-        x = torch.randn(4, 5)
-        for module in (ours, theirs):
-            module.zero_grad()
-            module(x).square().mean().backward()
-        mine.step(step, 1.0)
-        reference.step()
-    assert torch.allclose(ours.weight, theirs.weight, atol=1e-6) and torch.allclose(ours.bias, theirs.bias, atol=1e-6)
-
-
-def test_the_average_follows():
-    module = nn.Linear(2, 1)
-    average = Average(module, 0.9)
-    with torch.no_grad():
-        module.weight.fill_(3.0)
-    for step in range(1, 200):
-        average.update(module, step)
-    assert torch.allclose(average.state["weight"], torch.full((1, 2), 3.0), atol=1e-4)
-
-
-def test_captions_beside_the_pictures(tmp_path):
-    Image.new("RGBA", (32, 16), (0, 0, 0, 0)).save(tmp_path / "b.png")
-    (tmp_path / "b.txt").write_text("a fox\n")
-    Image.new("RGB", (8, 8)).save(tmp_path / "without.png")
-    examples = list(read_folder(tmp_path))
-    assert [(example.path.name, example.captions) for example in examples] == [("b.png", {"a fox": 1.0})]
-    assert (Dataset(tmp_path, 16, 16).pixels == 255).all()  # transparent is white, cut to a square
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"text": "x"}', "line 1 is wrong"),
-        ("{", "line 1 is wrong"),
-        ('{"file_name": "../x.png", "text": "x"}', "out of the folder"),
-        ('{"file_name": "x.png", "text": "x", "weight": -1}', "above 0"),
-        ('{"file_name": "x.png", "text": "x"}', "cannot be read"),
-        ("", "holds no pictures"),
-    ],
-)
-def test_bad_data_is_named(tmp_path, line, said):
-    (tmp_path / "metadata.jsonl").write_text(line)
-    with pytest.raises(InputError, match=said):
-        Dataset(tmp_path, 16, 16)
-
-
-def test_the_curve_is_drawn_from_the_log():
-    assert "polyline" in curve([{"step": 1, "loss": 1.0, "fixed": 0.5}, {"step": 2, "loss": 0.1, "fixed": 0.05}])
-    assert "polyline" not in curve([])

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddgen.errors import InputError
+
 FILE = Path(__file__).with_name("concepts.txt")
 
 # style word -> npm package of the icons
@@ -47,7 +49,8 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing that can be drawn. icon: its name in the emoji sets; names: how people call it, marked ! where no article fits."""
+    """One thing that can be drawn. icon: its name in the emoji sets; names: how people call it, marked !
+    where no article fits."""
 
     icon: str
     names: tuple[str, ...]
@@ -61,15 +64,38 @@ class Concept:
     @property
     def plain_name(self) -> str:
         """The first name without a colour word: what a colour can be put before."""
-        return next(name for name in self.names if name.split()[0] not in COLOURS)
+        return next((name for name in self.names if name.split()[0] not in COLOURS), self.names[0])
 
 
 def concepts(path: Path = FILE) -> Iterator[Concept]:
-    """Yield the concepts of a list, in its order."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip() and not line.startswith("#"):
-            icon, names, *flags = (part.strip() for part in line.split("|"))
-            yield Concept(icon, tuple(name.strip() for name in names.split(",")), flags == ["recolour"])
+    """Yield the concepts of a list, in its order.
+
+    Raises:
+        InputError: no such file, or a line that is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"'{path}' cannot be read ({type(error).__name__})", "check the path", id="input.concepts"
+        ) from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        icon, *rest = (part.strip() for part in line.split("|"))
+        names = tuple(name.strip() for name in rest[0].split(",")) if rest else ()
+        if (
+            not icon
+            or not names
+            or not all(name.rstrip("!") for name in names)
+            or rest[1:] not in ([], ["recolour"])
+        ):
+            raise InputError(
+                f"'{path}' line {number} is wrong",
+                "write it as: red-apple | red apple, apple",
+                id="input.concepts",
+            )
+        yield Concept(icon, names, len(rest) == 2)
 
 
 def with_article(name: str) -> str:

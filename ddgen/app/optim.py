@@ -1,9 +1,11 @@
-"""Optimizers as one flat, explicit state: AdamW for every parameter, or Muon for the matrices and AdamW for the rest.
+"""Optimizers as one flat, explicit state: AdamW for all, or Muon for the matrices and AdamW for the rest.
 
-    AdamW  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w -= lr (m' / (sqrt(v') + 1e-8) + decay w)       Loshchilov & Hutter 2017, 1711.05101
-    Muon   m = b m + (1-b) g,   w -= lr (sqrt(max(1, rows/columns)) orthogonal(g + b (m - g)) + decay w)     Jordan et al. 2024, Muon
+    AdamW  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w -= lr (m' / (sqrt(v') + 1e-8) + decay w)
+    Muon   m = b m + (1-b) g,   w -= lr (sqrt(max(1, rows/columns)) orthogonal(g + b (m - g)) + decay w)
 
 The state is a dict of tensors by name, ready to be written and read; the count of steps comes from outside.
+Ref: Loshchilov & Hutter 2017, arXiv 1711.05101, Alg. 2; Jordan et al. 2024, "Muon: an optimizer for hidden
+    layers".
 """
 
 from collections.abc import Mapping
@@ -26,10 +28,14 @@ class Optimizer:
     lr: of AdamW. muon_lr: of Muon. decay: weight decay of matrices.
     """
 
-    def __init__(self, module: nn.Module, name: str, *, lr: float, muon_lr: float = 0.02, decay: float = 0.01) -> None:
+    def __init__(
+        self, module: nn.Module, name: str, *, lr: float, muon_lr: float = 0.02, decay: float = 0.01
+    ) -> None:
         self.parameters = dict(module.named_parameters())
         self.lr, self.muon_lr, self.decay = lr, muon_lr, decay
-        self.matrices = [key for key, value in self.parameters.items() if name == "muon" and is_hidden(key, value)]
+        self.matrices = [
+            key for key, value in self.parameters.items() if name == "muon" and is_hidden(key, value)
+        ]
         chosen = set(self.matrices)
         self.others = [key for key in self.parameters if key not in chosen]
         self.state = {f"m1.{key}": torch.zeros_like(value) for key, value in self.parameters.items()}
@@ -52,7 +58,11 @@ class Optimizer:
             m2.lerp_(gradient.square(), 1 - BETA2)
             if weight.ndim > 1:
                 weight.mul_(1 - self.lr * factor * self.decay)
-            weight.addcdiv_(m1 / (1 - BETA1**count), (m2 / (1 - BETA2**count)).sqrt_().add_(EPSILON), value=-self.lr * factor)
+            weight.addcdiv_(
+                m1 / (1 - BETA1**count),
+                (m2 / (1 - BETA2**count)).sqrt_().add_(EPSILON),
+                value=-self.lr * factor,
+            )
         self._muon(self.muon_lr * factor)
 
     def _muon(self, lr: float) -> None:
@@ -75,11 +85,16 @@ class Optimizer:
 
 def is_hidden(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a matrix (or convolution) between hidden layers."""
-    return parameter.ndim >= 2 and not name.startswith(("out.", "input_blocks.0.")) and not any(word in name for word in ADAMW_ONLY)
+    return (
+        parameter.ndim >= 2
+        and not name.startswith(("out.", "input_blocks.0."))
+        and not any(word in name for word in ADAMW_ONLY)
+    )
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Return U V^T (roughly) of the singular value decompositions of (K, R, C), by Newton-Schulz in bfloat16, where a few digits do."""
+    """Return U V^T (roughly) of the singular value decompositions of (K, R, C), by Newton-Schulz in bfloat16,
+    where a few digits do."""
     a, b, c = QUINTIC
     x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
     tall = x.shape[1] > x.shape[2]
@@ -97,7 +112,7 @@ def clip(module: nn.Module, limit: float) -> float:
 
 
 class Average:
-    """Exponential moving average of parameters; its memory grows with the run: decay = min(limit, (1 + n) / (10 + n))."""
+    """Exponential moving average of parameters; its memory grows with the run: min(limit, n / (9 + n))."""
 
     def __init__(self, module: nn.Module, limit: float) -> None:
         self.limit = limit

@@ -1,11 +1,12 @@
-"""The files of a training run: state, model, log, curve, sheets. Tensors are safetensors, facts JSON; nothing is pickled.
+"""The files of a training run: tensors are safetensors, facts are JSON, nothing is pickled.
 
-The state is one file, replaced at once, so that a run killed at any moment goes on from the last whole one; what the log holds beyond it is
-cut off then.
+The state is one file, replaced at once, so that a run killed at any moment goes on from the last whole one;
+what the log holds beyond it is cut off then.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,14 +43,20 @@ def read_state(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     header = read_header(out / STATE)
     if KEY not in header.metadata:
-        raise InputError(f"'{out / STATE}' is not the state of a training run", "choose another --out", id="input.run")
+        raise InputError(
+            f"'{out / STATE}' is not the state of a training run", "choose another --out", id="input.run"
+        )
     with Reader() as reader:
-        tensors = {name: reader.read(Stored(header, Take((name,)), header.tensors[name].shape)) for name in header.tensors}
+        tensors = {
+            name: reader.read(Stored(header, Take((name,)), header.tensors[name].shape))
+            for name in header.tensors
+        }
     return tensors, json.loads(header.metadata[KEY])
 
 
 def write_model(out: Path, pipeline: "Pipeline", unet: Mapping[str, Tensor]) -> Path:
-    """Write a whole checkpoint under LDM names, in float16: the given U-Net and, from the pipeline's own file, everything else."""
+    """Write a whole checkpoint under LDM names, in float16: the given U-Net and, from the pipeline's own
+    file, everything else."""
     assert pipeline.spec.source.path is not None
     found = open_checkpoint(pipeline.spec.source.path)
     towers = file_towers(pipeline.spec.arch)
@@ -95,15 +102,18 @@ def truncate(out: Path, step: int) -> None:
 
 
 def curve(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Return the loss over the steps as an SVG: the training loss grey, the averaged weights' on the fixed set black, both logarithmic."""
-    import math
-
+    """Return the loss over the steps as an SVG: the training loss grey, the averaged weights' on the fixed
+    set black, both logarithmic."""
     width, height, margin = 640, 320, 44
     points = [report for report in reports if report["loss"] > 0 and report["fixed"] > 0]
     if not points:
         return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"/>\n'
     values = [math.log10(report[key]) for report in points for key in ("loss", "fixed")]
-    low, high, last = math.floor(min(values)), math.ceil(max(values) + 1e-9), max(report["step"] for report in points)
+    low, high, last = (
+        math.floor(min(values)),
+        math.ceil(max(values) + 1e-9),
+        max(report["step"] for report in points),
+    )
 
     def line(key: str, colour: str) -> str:
         places = " ".join(
@@ -113,13 +123,16 @@ def curve(reports: Sequence[Mapping[str, Any]]) -> str:
         )
         return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
 
+    step = (height - 2 * margin) / max(1, high - low)
     labels = "".join(
-        f'<text x="6" y="{margin + 4 + (height - 2 * margin) * (high - power) / max(1, high - low):.0f}">{10.0**power:g}</text>'
+        f'<text x="6" y="{margin + 4 + step * (high - power):.0f}">{10.0**power:g}</text>'
         for power in range(low, high + 1)
     )
+    size = f'width="{width}" height="{height}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="white"/>{labels}{line("loss", "#aaa")}{line("fixed", "black")}'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="white"/>{labels}{line("loss", "#aaa")}'
+        f"{line('fixed', 'black')}"
         f'<text x="{width - margin}" y="{height - 12}" text-anchor="end">step {last}</text></svg>\n'
     )
 

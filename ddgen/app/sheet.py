@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 BATCH = 8
 
 
-def draw(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], on_batch: Callable[[int], None] | None = None) -> "list[Pixels]":
+def draw(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    on_batch: Callable[[int], None] | None = None,
+) -> "list[Pixels]":
     """Return the pictures of every prompt with every seed, prompt by prompt.
 
     Raises:

@@ -2,8 +2,9 @@
 
     npm pack -> icons.json (SVG bodies) -> resvg, 128 x 128 on white -> NAME.png + a line of metadata.jsonl
 
-The folder follows the `imagefolder` convention: metadata.jsonl names each file and its text; further columns tell the captions with their
-weights, the source package with its version, the licence, and the sha256 of the file. Equal packages give equal bytes.
+The folder follows the `imagefolder` convention: metadata.jsonl names each file and its text; further columns
+tell the captions with their weights, the source package with its version, the licence, and the sha256 of the
+file. Equal packages give equal bytes.
 """
 
 import hashlib
@@ -53,9 +54,16 @@ class IconSet:
         if body is None:
             alias = self.icons.get("aliases", {}).get(name, {})
             if set(alias) != {"parent"} or alias["parent"] not in self.icons["icons"]:
-                raise InputError(f"'{self.package}' {self.version} has no icon '{name}'", "take it off the list of concepts", id="input.icon")
+                raise InputError(
+                    f"'{self.package}' {self.version} has no icon '{name}'",
+                    "take it off the list of concepts",
+                    id="input.icon",
+                )
             body = self.icons["icons"][alias["parent"]]
-        box = [body.get(key, self.icons.get(key, default)) for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
+        box = [
+            body.get(key, self.icons.get(key, default))
+            for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+        ]
         return (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="{" ".join(map(str, box))}" width="{side}" height="{side}">{body["body"]}</svg>'
@@ -71,9 +79,14 @@ class Built:
 
 
 def build(
-    target: Path, packages: Path | None = None, *, listed: Sequence[Concept] | None = None, render: Render | None = None
+    target: Path,
+    packages: Path | None = None,
+    *,
+    listed: Sequence[Concept] | None = None,
+    render: Render | None = None,
 ) -> Iterator[Built]:
-    """Write the data set into `target`, yielding after each picture; the manifest comes last, so that its presence means "whole".
+    """Write the data set into `target`, yielding after each picture; the manifest comes last, so that its
+    presence means "whole".
 
     packages: a directory of tarballs as `npm pack` writes them; None fetches them.
 
@@ -86,7 +99,10 @@ def build(
     with tempfile.TemporaryDirectory(prefix="ddgen-npm-") as scratch:
         if packages is None:
             fetch(list(STYLES.values()), Path(scratch))
-        sets = {style: read_package(find_tarball(packages or Path(scratch), name)) for style, name in STYLES.items()}
+        sets = {
+            style: read_package(find_tarball(packages or Path(scratch), name))
+            for style, name in STYLES.items()
+        }
     total = sum(len(STYLES) * (1 + (len(COLOURS) if concept.recolour else 0)) for concept in chosen)
     lines = []
     for concept in chosen:
@@ -95,25 +111,50 @@ def build(
                 buffer = io.BytesIO()
                 Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
                 publish(target / file, buffer.getvalue(), force=True)
-                lines.append(json.dumps({"file_name": file, **row, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}))
+                lines.append(
+                    json.dumps(
+                        {"file_name": file, **row, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+                    )
+                )
                 yield Built(file, total)
-    sources = [{"package": s.package, "version": s.version, "licence": s.licence, "author": s.author} for s in sets.values()]
+    sources = [
+        {"package": s.package, "version": s.version, "licence": s.licence, "author": s.author}
+        for s in sets.values()
+    ]
     publish(target / "sources.json", (json.dumps(sources, indent=1) + "\n").encode(), force=True)
     publish(target / "metadata.jsonl", ("\n".join(lines) + "\n").encode(), force=True)
 
 
-def pictures(concept: Concept, style: str, icons: IconSet, draw: Render) -> Iterator[tuple[str, Pixels, dict[str, Any]]]:
+def pictures(
+    concept: Concept, style: str, icons: IconSet, draw: Render
+) -> Iterator[tuple[str, Pixels, dict[str, Any]]]:
     """Yield (file, pixels, manifest row) of a concept in one style: as it is, then recoloured."""
     raw = np.asarray(Image.open(io.BytesIO(draw(icons.svg(concept.icon, SIDE), SIDE))).convert("RGBA"))
-    origin = {"source": icons.package, "version": icons.version, "licence": icons.licence, "icon": concept.icon, "style": style}
+    origin = {
+        "source": icons.package,
+        "version": icons.version,
+        "licence": icons.licence,
+        "icon": concept.icon,
+        "style": style,
+    }
     plain = captions(concept.names, style)
-    yield f"{style}/{concept.icon}.png", on_white(raw), {"text": concept.phrase, "captions": plain, "weight": 1.0, **origin}
+    yield (
+        f"{style}/{concept.icon}.png",
+        on_white(raw),
+        {"text": concept.phrase, "captions": plain, "weight": 1.0, **origin},
+    )
     if not concept.recolour:
         return
     hue = dominant_hue(raw)
     for colour in COLOURS:
         name = f"{colour} {concept.plain_name}"
-        row = {"text": with_article(name), "captions": captions((name,), style), "weight": RECOLOURED_WEIGHT, "colour": colour, **origin}
+        row = {
+            "text": with_article(name),
+            "captions": captions((name,), style),
+            "weight": RECOLOURED_WEIGHT,
+            "colour": colour,
+            **origin,
+        }
         yield f"{style}/{concept.icon}-{colour}.png", on_white(recolour(raw, colour, hue)), row
 
 
@@ -141,7 +182,14 @@ def recolour(raw: Pixels, colour: str, hue: float) -> Pixels:
     h, s, v = np.moveaxis(_hsv(raw), -1, 0)
     away = (h / 256 * 360 - hue + 180) % 360 - 180
     mask = np.clip((50 - np.abs(away)) / 15, 0, 1) * np.clip((s - 30) / 40, 0, 1)
-    turned = np.stack([(target + 0.35 * away) % 360 / 360 * 256 % 256, np.clip(s * saturate, 0, 255), np.clip(v * brighten, 0, 255)], -1)
+    turned = np.stack(
+        [
+            (target + 0.35 * away) % 360 / 360 * 256 % 256,
+            np.clip(s * saturate, 0, 255),
+            np.clip(v * brighten, 0, 255),
+        ],
+        -1,
+    )
     rgb = np.asarray(Image.fromarray(turned.astype(np.uint8), "HSV").convert("RGB")).astype(np.float32)
     found = raw.copy()
     found[..., :3] = (rgb * mask[..., None] + raw[..., :3] * (1 - mask[..., None]) + 0.5).astype(np.uint8)
@@ -156,16 +204,29 @@ def fetch(names: Sequence[str], directory: Path) -> None:
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise UsageError("npm is not installed", "install Node.js, or give the packages' tarballs with --packages", id="usage.npm")
+        raise UsageError(
+            "npm is not installed",
+            "install Node.js, or give the packages' tarballs with --packages",
+            id="usage.npm",
+        )
     try:
         done = subprocess.run(
-            [npm, "pack", "--silent", *names], cwd=directory, capture_output=True, text=True, timeout=PACK_SECONDS, check=False
+            [npm, "pack", "--silent", *names],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=PACK_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        raise NetworkError(f"npm pack took more than {PACK_SECONDS} s", "try again later", id="network.npm") from None
+        raise NetworkError(
+            f"npm pack took more than {PACK_SECONDS} s", "try again later", id="network.npm"
+        ) from None
     if done.returncode:
         words = (done.stderr.strip().splitlines() or ["no message"])[0]
-        raise NetworkError(f"npm pack failed: {words}", "check the connection, or give --packages", id="network.npm")
+        raise NetworkError(
+            f"npm pack failed: {words}", "check the connection, or give --packages", id="network.npm"
+        )
 
 
 def find_tarball(directory: Path, package: str) -> Path:
@@ -177,7 +238,11 @@ def find_tarball(directory: Path, package: str) -> Path:
     stem = package.removeprefix("@").replace("/", "-")
     found = sorted(path for path in directory.glob(f"{stem}-*.tgz") if path.name[len(stem) + 1].isdigit())
     if len(found) != 1:
-        raise InputError(f"'{directory}' holds {len(found)} tarballs of '{package}'", f"run there: npm pack {package}", id="input.package")
+        raise InputError(
+            f"'{directory}' holds {len(found)} tarballs of '{package}'",
+            f"run there: npm pack {package}",
+            id="input.package",
+        )
     return found[0]
 
 
@@ -189,11 +254,20 @@ def read_package(path: Path) -> IconSet:
     """
     try:
         with tarfile.open(path, "r:gz") as tar:
-            read = {name: json.load(tar.extractfile(f"package/{name}.json")) for name in ("package", "icons", "info")}  # type: ignore[arg-type]
+            read = {
+                name: json.load(tar.extractfile(f"package/{name}.json"))
+                for name in ("package", "icons", "info")
+            }  # type: ignore[arg-type]
         licence, author = read["info"]["license"], read["info"]["author"]["name"]
-        return IconSet(read["package"]["name"], read["package"]["version"], licence["spdx"], author, read["icons"])
+        return IconSet(
+            read["package"]["name"], read["package"]["version"], licence["spdx"], author, read["icons"]
+        )
     except (OSError, tarfile.TarError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"'{path}' is not an icon package ({type(error).__name__})", "fetch it again with npm pack", id="input.package") from None
+        raise InputError(
+            f"'{path}' is not an icon package ({type(error).__name__})",
+            "fetch it again with npm pack",
+            id="input.package",
+        ) from None
 
 
 def resvg() -> Render:
@@ -205,7 +279,9 @@ def resvg() -> Render:
     try:
         import resvg_py
     except ImportError:
-        raise UsageError("resvg-py is not installed", "pip install 'ddgen[train]'", id="usage.resvg") from None
+        raise UsageError(
+            "resvg-py is not installed", "pip install 'ddgen[train]'", id="usage.resvg"
+        ) from None
 
     def draw(svg: str, side: int) -> bytes:
         return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))

@@ -1,17 +1,19 @@
 """Train a model's U-Net on pictures with captions.
 
-    x = x0 + sigma eps -> w(sigma) (D(x; sigma) - x0)^2 -> Muon or AdamW -> average of the weights -> checkpoint
+    x = x0 + sigma eps -> w(sigma) (D(x; sigma) - x0)^2 -> optimizer -> average of the weights -> checkpoint
 
-The text towers and the first stage stay as they are; every caption and every picture is encoded once. What a step sees depends on the seed and the step's number alone, so a run
-that was killed goes on with the same batches, and on a CPU to the same weights, bit for bit. Nothing here prints: `Trainer.run` yields.
+The text towers and the first stage stay as they are; every caption and every picture is encoded once. What a
+step sees depends on the seed and the step's number alone, so a run that was killed goes on with the same
+batches, and on a CPU to the same weights, bit for bit. Nothing here prints: `Trainer.run` yields.
 
     DIR/state.safetensors   weights, average, optimizer, settings: what resuming reads
-    DIR/model.safetensors   the average as a whole checkpoint, for `ddgen sample --model DIR/model.safetensors`
-    DIR/log.jsonl           a line per report           DIR/samples/   sheets of pictures         DIR/loss.svg   the curve
+    DIR/model.safetensors   the average as a whole checkpoint, for `ddgen sample --model`
+    DIR/log.jsonl           a line per report
+    DIR/loss.svg            the curve
+    DIR/samples/            sheets of pictures
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,15 +34,19 @@ from ddgen.errors import InputError, NumericsError
 from ddgen.nets.unet import UNet
 
 FIXED = 64  # pictures of the fixed evaluation set
-SAVED = frozenset({"steps", "minutes", "report_every", "save_every"})  # settings that may change when a run goes on
+SAVED = frozenset(
+    {"steps", "minutes", "report_every", "save_every"}
+)  # settings that may change when a run goes on
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to train.
 
-    steps:      where the run ends. minutes: or earlier, after so much time of training; the learning rate falls with the nearer of both.
-    lr, muon_lr: peaks, of AdamW and of Muon. warmup: steps. hold: share of the run before the rate begins to fall linearly to 0.
+    steps:      where the run ends. minutes: or earlier, after so much time of training; the learning rate
+        falls with the nearer of both.
+    lr, muon_lr: peaks, of AdamW and of Muon. warmup: steps. hold: share of the run before the rate begins to
+        fall linearly to 0.
     average:    limit of the weights' moving average.
     dropout:    share of empty captions, for guidance. high_noise: extra share of high noise levels.
     weighting:  a row of diffusion/loss.py. bf16: compute the network in bfloat16 (weights stay float32).
@@ -67,7 +73,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Report:
-    """How far a run is. loss: mean since the last report; fixed: the averaged weights' loss on the fixed set; rate: pictures a second."""
+    """How far a run is. loss: mean since the last report; fixed: the averaged weights' loss on the fixed set;
+    rate: pictures a second."""
 
     step: int
     seen: int
@@ -98,7 +105,11 @@ class Trainer:
         self.latents = encode_all(pipeline, data)
         encoded = [pipeline.text.encode(data.texts[i : i + 64]) for i in range(0, len(data.texts), 64)]
         self.context = torch.cat([part.context for part in encoded]).half()
-        self.vector = None if encoded[0].vector is None else torch.cat([part.vector for part in encoded if part.vector is not None])
+        self.vector = (
+            None
+            if encoded[0].vector is None
+            else torch.cat([part.vector for part in encoded if part.vector is not None])
+        )
         self.fixed = data.fixed(FIXED, self.shape)
         self.step, self.seconds = 0, 0.0
         if (out / runfiles.STATE).exists():
@@ -117,7 +128,11 @@ class Trainer:
             begun = time.monotonic()
             loss, gradient = self._train()
             if not np.isfinite(loss):
-                raise NumericsError(f"step {self.step}: the loss is not finite", "try again with a lower --lr", id="numerics.loss")
+                raise NumericsError(
+                    f"step {self.step}: the loss is not finite",
+                    "try again with a lower --lr",
+                    id="numerics.loss",
+                )
             losses.append(loss)
             self.seconds += time.monotonic() - begun
             end = self._over()
@@ -127,7 +142,14 @@ class Trainer:
                 rate = settings.batch * (self.step - reported) / max(1e-9, time.monotonic() - since)
                 fixed = self.evaluate()
                 report = Report(
-                    self.step, self.step * settings.batch, round(self.seconds, 1), float(np.mean(losses)), fixed, gradient, self._factor(), rate
+                    self.step,
+                    self.step * settings.batch,
+                    round(self.seconds, 1),
+                    float(np.mean(losses)),
+                    fixed,
+                    gradient,
+                    self._factor(),
+                    rate,
                 )
                 runfiles.append(self.out, dataclasses.asdict(report))
                 losses, since, reported = [], time.monotonic(), self.step
@@ -137,7 +159,12 @@ class Trainer:
         """Make one step; return its loss and the norm of its gradient."""
         settings = self.settings
         draw = self.data.draw(
-            settings.seed, self.step, settings.batch, self.shape, dropout=settings.dropout, high_noise=settings.high_noise
+            settings.seed,
+            self.step,
+            settings.batch,
+            self.shape,
+            dropout=settings.dropout,
+            high_noise=settings.high_noise,
         )
         loss = self.losses(self.network, draw).mean()
         loss.backward()
@@ -161,7 +188,14 @@ class Trainer:
         cond = Conditioning(self.context[captions].float().to(device), vector)
         sigma = sigmas_at(schedule, torch.from_numpy(draw.u)).float().to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
-            return denoising_loss(denoiser, x0, cond, sigma, torch.from_numpy(draw.eps).to(device), weighting=self.settings.weighting)
+            return denoising_loss(
+                denoiser,
+                x0,
+                cond,
+                sigma,
+                torch.from_numpy(draw.eps).to(device),
+                weighting=self.settings.weighting,
+            )
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -169,7 +203,10 @@ class Trainer:
         network = self.averaged()
         draw, size = self.fixed, self.settings.batch
         parts = [slice(i, i + size) for i in range(0, len(draw.u), size)]
-        found = [self.losses(network, Draw(draw.pictures[s], draw.captions[s], draw.u[s], draw.eps[s])) for s in parts]
+        found = [
+            self.losses(network, Draw(draw.pictures[s], draw.captions[s], draw.u[s], draw.eps[s]))
+            for s in parts
+        ]
         return float(torch.cat(found).mean())
 
     def averaged(self) -> UNet:
@@ -182,7 +219,14 @@ class Trainer:
     def sampler(self) -> Pipeline:
         """Return a Pipeline that samples with the averaged weights."""
         spec = self.pipeline.spec
-        denoiser = Denoiser(self.averaged(), spec.prediction, self.pipeline.denoiser.schedule, spec.x0_clamp, torch.float32, spec.sigma_data)
+        denoiser = Denoiser(
+            self.averaged(),
+            spec.prediction,
+            self.pipeline.denoiser.schedule,
+            spec.x0_clamp,
+            torch.float32,
+            spec.sigma_data,
+        )
         return dataclasses.replace(self.pipeline, denoiser=denoiser)
 
     def save(self) -> None:
@@ -190,7 +234,12 @@ class Trainer:
         tensors = {f"model.{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"average.{key}": value for key, value in self.average.state.items()}
         tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.state.items()}
-        facts = {"step": self.step, "seconds": self.seconds, "settings": dataclasses.asdict(self.settings), "data": self.digest()}
+        facts = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "settings": dataclasses.asdict(self.settings),
+            "data": self.digest(),
+        }
         runfiles.write_state(self.out, tensors, facts)
         runfiles.write_model(self.out, self.pipeline, self.average.state)
 
@@ -201,13 +250,19 @@ class Trainer:
     def _resume(self) -> None:
         tensors, facts = runfiles.read_state(self.out)
         now = dataclasses.asdict(self.settings)
-        wrong = sorted(key for key, value in facts["settings"].items() if key not in SAVED and now.get(key) != value)
+        wrong = sorted(
+            key for key, value in facts["settings"].items() if key not in SAVED and now.get(key) != value
+        )
         if wrong or facts["data"] != self.digest():
             what = f"other settings ({', '.join(wrong)})" if wrong else "other data"
-            raise InputError(f"'{self.out}' holds a run with {what}", "give the same, or another --out", id="input.run")
+            raise InputError(
+                f"'{self.out}' holds a run with {what}", "give the same, or another --out", id="input.run"
+            )
 
         def part(prefix: str) -> dict[str, Tensor]:
-            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            return {
+                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+            }
 
         self.network.load_state_dict(part("model."))
         for key, value in part("average.").items():
@@ -236,7 +291,9 @@ def encode_all(pipeline: Pipeline, data: Dataset, batch: int = 16) -> Tensor:
     """Return the latents of all pictures, (N, C, h, w) float32 on the CPU."""
     indices = np.arange(len(data))
     parts = [indices[i : i + batch] for i in range(0, len(data), batch)]
-    return torch.cat([pipeline.first_stage.encode(data.images(part).to(pipeline.device)).float().cpu() for part in parts])
+    return torch.cat(
+        [pipeline.first_stage.encode(data.images(part).to(pipeline.device)).float().cpu() for part in parts]
+    )
 
 
 def trainable(pipeline: Pipeline, settings: Settings) -> UNet:

@@ -20,7 +20,9 @@ EXAMPLES = """Examples:
 
 def register(app: typer.Typer) -> None:
     """Declare the command."""
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the embedded model's training data.")
+    group = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Build the embedded model's training data."
+    )
     group.command("build", epilog=EXAMPLES)(build)
     group.callback()(lambda: None)
     app.add_typer(group, name="data")
@@ -31,9 +33,25 @@ def build(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.", show_default=False)],
     packages: Annotated[
         Path | None,
-        typer.Option("--packages", metavar="DIR", help="Tarballs of npm pack; without, they are fetched.", show_default=False),
+        typer.Option(
+            "--packages",
+            metavar="DIR",
+            help="Tarballs of npm pack; without, they are fetched.",
+            show_default=False,
+        ),
     ] = None,
-    progress: Annotated[str, typer.Option("--progress", metavar="MODE", help="auto, bar, log, json or none.")] = "auto",
+    listed: Annotated[
+        Path | None,
+        typer.Option(
+            "--concepts",
+            metavar="FILE",
+            help="What to draw: lines 'ICON | name, other name | recolour'. [33 concepts]",
+            show_default=False,
+        ),
+    ] = None,
+    progress: Annotated[
+        str, typer.Option("--progress", metavar="MODE", help="auto, bar, log, json or none.")
+    ] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
     """Render emoji of three free sets with captions, licences and digests.
@@ -43,11 +61,12 @@ def build(
     console.manners.quiet = quiet
     choose("data set", name, DATA_SETS)
     files.probe_directory(directory)
+    chosen = list(concepts() if listed is None else concepts(listed))
     from ddgen.app import stickers
 
     made, bar = 0, None
     try:
-        for built in stickers.build(directory, packages):
+        for built in stickers.build(directory, packages, listed=chosen):
             if bar is None:
                 bar = make_progress(progress, built.total, "pictures").__enter__()
             made += 1
@@ -55,5 +74,5 @@ def build(
     finally:
         if bar is not None:
             bar.__exit__(None, None, None)
-    console.say(f"ddgen: {made} pictures of {len(list(concepts()))} concepts")
+    console.say(f"ddgen: {made} pictures of {len(chosen)} concepts")
     console.out(str(directory / "metadata.jsonl"))

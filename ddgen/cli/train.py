@@ -33,29 +33,87 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with metadata.jsonl, or with a .txt beside each picture.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder with metadata.jsonl, or with a .txt beside each picture.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, option("Directory of the run.", "--out", "-o", metavar="DIR", show_default=False)],
-    model: Annotated[str | None, option("Model to train on. [the default one]", "--model", "-m", metavar="NAME", autocompletion=complete_model, show_default=False)] = None,
-    scratch: Annotated[bool, typer.Option("--scratch", help="Forget the U-Net's weights and draw new ones; its shape and the text tower stay.")] = False,
+    model: Annotated[
+        str | None,
+        option(
+            "Model to train on. [the default one]",
+            "--model",
+            "-m",
+            metavar="NAME",
+            autocompletion=complete_model,
+            show_default=False,
+        ),
+    ] = None,
+    scratch: Annotated[
+        bool,
+        typer.Option(
+            "--scratch",
+            help="Forget the U-Net's weights and draw new ones; its shape and the text tower stay.",
+        ),
+    ] = False,
     steps: Annotated[int, option("Where the run ends.", "--steps", metavar="N", min=1)] = 10_000,
-    minutes: Annotated[float | None, option("End earlier, after so much training time.", "--minutes", metavar="MIN", show_default=False)] = None,
+    minutes: Annotated[
+        float | None,
+        option("End earlier, after so much training time.", "--minutes", metavar="MIN", show_default=False),
+    ] = None,
     batch: Annotated[int, option("Pictures per step.", "--batch-size", "-b", metavar="N", min=1)] = 16,
-    optimizer: Annotated[str, option("adamw, or muon for the matrices.", "--optimizer", metavar="NAME")] = "adamw",
+    optimizer: Annotated[
+        str, option("adamw, or muon for the matrices.", "--optimizer", metavar="NAME")
+    ] = "adamw",
     lr: Annotated[float, option("Peak learning rate of AdamW.", "--lr", metavar="RATE")] = 1e-3,
     muon_lr: Annotated[float, option("Peak learning rate of Muon.", "--muon-lr", metavar="RATE")] = 0.02,
     warmup: Annotated[int, option("Steps until the peak.", "--warmup", metavar="N", min=0)] = 100,
-    hold: Annotated[float, option("Share of the run before the rate falls, linearly to 0.", "--hold", metavar="0..1")] = 0.0,
-    average: Annotated[float, option("Limit of the weights' moving average.", "--average", metavar="0..1")] = 0.998,
-    dropout: Annotated[float, option("Share of empty captions, for guidance.", "--dropout", metavar="0..1")] = 0.1,
-    high_noise: Annotated[float, option("Extra share of high noise, where the layout is decided.", "--high-noise", metavar="0..1")] = 0.3,
-    weighting: Annotated[str, option("Weight of each noise level: capped, output, x0 or min_snr.", "--weighting", metavar="NAME")] = "capped",
-    seed: Annotated[int, option("Seed of the run: batches, noise, fresh weights.", "--seed", "-s", metavar="N", min=0)] = 0,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; much faster where the processor has it.")] = False,
+    hold: Annotated[
+        float, option("Share of the run before the rate falls, linearly to 0.", "--hold", metavar="0..1")
+    ] = 0.0,
+    average: Annotated[
+        float, option("Limit of the weights' moving average.", "--average", metavar="0..1")
+    ] = 0.998,
+    dropout: Annotated[
+        float, option("Share of empty captions, for guidance.", "--dropout", metavar="0..1")
+    ] = 0.1,
+    high_noise: Annotated[
+        float,
+        option("Extra share of high noise, where the layout is decided.", "--high-noise", metavar="0..1"),
+    ] = 0.3,
+    weighting: Annotated[
+        str,
+        option("Weight of each noise level: capped, output, x0 or min_snr.", "--weighting", metavar="NAME"),
+    ] = "capped",
+    seed: Annotated[
+        int, option("Seed of the run: batches, noise, fresh weights.", "--seed", "-s", metavar="N", min=0)
+    ] = 0,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Compute in bfloat16; much faster where the processor has it.")
+    ] = False,
     device: Annotated[str, option("auto, cpu, cuda, cuda:N or mps.", "--device", metavar="NAME")] = "auto",
-    report_every: Annotated[int, option("Steps between lines of the log.", "--report-every", metavar="N", min=1)] = 50,
-    save_every: Annotated[int, option("Steps between checkpoints.", "--save-every", metavar="N", min=1)] = 500,
-    sheet_every: Annotated[int, option("Steps between sheets of pictures; 0: none.", "--sheet-every", metavar="N", min=0)] = 1000,
-    sheet_prompt: Annotated[list[str] | None, option("A prompt of the sheets; may be given again. [the first captions]", "--sheet-prompt", metavar="TEXT", show_default=False)] = None,
+    report_every: Annotated[
+        int, option("Steps between lines of the log.", "--report-every", metavar="N", min=1)
+    ] = 50,
+    save_every: Annotated[
+        int, option("Steps between checkpoints.", "--save-every", metavar="N", min=1)
+    ] = 500,
+    sheet_every: Annotated[
+        int, option("Steps between sheets of pictures; 0: none.", "--sheet-every", metavar="N", min=0)
+    ] = 1000,
+    sheet_prompt: Annotated[
+        list[str] | None,
+        option(
+            "A prompt of the sheets; may be given again. [the first captions]",
+            "--sheet-prompt",
+            metavar="TEXT",
+            show_default=False,
+        ),
+    ] = None,
     progress: Annotated[str, option("auto, bar, log, json or none.", "--progress", metavar="MODE")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
@@ -65,7 +123,13 @@ def train(
     """
     console.manners.quiet = quiet
     choose("progress", progress, MODES)
-    _check(optimizer, lr=lr, muon_lr=muon_lr, minutes=minutes, shares={"hold": hold, "average": average, "dropout": dropout, "high-noise": high_noise})
+    _check(
+        optimizer,
+        lr=lr,
+        muon_lr=muon_lr,
+        minutes=minutes,
+        shares={"hold": hold, "average": average, "dropout": dropout, "high-noise": high_noise},
+    )
     files.probe_directory(out)
     from ddgen.app import runfiles, sheet
     from ddgen.app.dataset import Dataset
@@ -75,16 +139,33 @@ def train(
 
     choose("weighting", weighting, WEIGHTINGS)
     settings = Settings(
-        steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, muon_lr=muon_lr, warmup=warmup, hold=hold, average=average,
-        dropout=dropout, high_noise=high_noise, weighting=weighting, seed=seed, bf16=bf16, scratch=scratch,
-        report_every=report_every, save_every=save_every,
-    )  # fmt: skip
+        steps=steps,
+        minutes=minutes,
+        batch=batch,
+        optimizer=optimizer,
+        lr=lr,
+        muon_lr=muon_lr,
+        warmup=warmup,
+        hold=hold,
+        average=average,
+        dropout=dropout,
+        high_noise=high_noise,
+        weighting=weighting,
+        seed=seed,
+        bf16=bf16,
+        scratch=scratch,
+        report_every=report_every,
+        save_every=save_every,
+    )
     pipeline = Pipeline.load(model, device=device, dtype="float32")
     defaults = pipeline.spec.defaults
     examples = Dataset(data, defaults.width, defaults.height)
     trainer = Trainer(pipeline, examples, out, settings)
     console.say(f"ddgen: {len(examples)} pictures, step {trainer.step} of {steps}")
-    prompts = sheet_prompt or list(dict.fromkeys(next(iter(example.captions)) for example in examples.examples))[:SAMPLES]
+    prompts = (
+        sheet_prompt
+        or list(dict.fromkeys(next(iter(example.captions)) for example in examples.examples))[:SAMPLES]
+    )
     shown = trainer.step
     with make_progress(progress, steps - trainer.step, "steps") as bar:
         for report in trainer.run():
@@ -97,12 +178,20 @@ def train(
     console.out(str(out / runfiles.MODEL))
 
 
-def _check(optimizer: str, *, lr: float, muon_lr: float, minutes: float | None, shares: dict[str, float]) -> None:
+def _check(
+    optimizer: str, *, lr: float, muon_lr: float, minutes: float | None, shares: dict[str, float]
+) -> None:
     """Refuse settings that no run can use, before torch is loaded."""
     choose("optimizer", optimizer, ("adamw", "muon"))
     for name, value in {"lr": lr, "muon-lr": muon_lr, "minutes": 1.0 if minutes is None else minutes}.items():
         if not (math.isfinite(value) and value > 0):
-            raise UsageError(f"--{name} {value}: must be above 0", "give a positive number", id="usage.number")
+            raise UsageError(
+                f"--{name} {value}: must be above 0", "give a positive number", id="usage.number"
+            )
     for name, value in shares.items():
         if not 0 <= value < 1:
-            raise UsageError(f"--{name} {value}: must be at least 0 and below 1", "give a share such as 0.1", id="usage.number")
+            raise UsageError(
+                f"--{name} {value}: must be at least 0 and below 1",
+                "give a share such as 0.1",
+                id="usage.number",
+            )
