@@ -1,4 +1,4 @@
-"""The trainer's parts: optimizers against closed forms and torch's, the average, the data folder, the curve."""
+"""The parts of the trainer: optimizers against closed forms and torch, the average, the data folder, the curve."""
 
 import pytest
 import torch
