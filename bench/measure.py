@@ -6,7 +6,6 @@ falls on both; what is reported is the median of the ratios of neighbours.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -48,8 +47,16 @@ def run(argv: Sequence[str]) -> Ran:
             errors.seek(0)
             raise RuntimeError(f"{argv}: exit {process.returncode}\n{errors.read().decode(errors='replace')}")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Ran(seconds, usage.ru_maxrss * unit / 1e6 if usage.ru_maxrss > own else float("nan"))
+    return Ran(seconds, usage.ru_maxrss * unit / 1e6 if usage.ru_maxrss > own_peak() else float("nan"))
+
+
+def own_peak() -> int:
+    """Return the most memory this program has held, in KiB; 0 where a child is not born with it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    # Not getrusage: that counts what this process was itself born with.
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 class Worker:
