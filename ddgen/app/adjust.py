@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ddgen.errors import ModelError, UsageError, choose
+from ddgen.errors import ModelError, UsageError, choose, nearest
 from ddgen.nets.config import PatchConfig
-from ddgen.weights import registry
+from ddgen.weights import registry, shelves
 from ddgen.weights.arch import Arch
 from ddgen.weights.lora_names import FOLDER_FILES
 from ddgen.weights.spec import PREDICTIONS, SCALED_LINEAR, Addition, Defaults, Spec
@@ -50,8 +50,8 @@ def adjust(
 ) -> Spec:
     """Return the Spec of a model with a run's changes.
 
-    loras: FILE or FILE:WEIGHT. refiner: a model that takes over after the fraction refiner_start of the
-    times. clip_skip: which layer from the end gives the context, 1 = the last; never less than the model
+    loras: FILE or FILE:WEIGHT; one that is not there is a name in the user's lora_dirs, as an embedding is.
+    refiner: a model that takes over after the fraction refiner_start of the times. clip_skip: which layer from the end gives the context, 1 = the last; never less than the model
     itself skips.
 
     Raises:
@@ -151,8 +151,12 @@ def parse_lora(text: str) -> tuple[str, float]:
 def _addition(kind: str, text: str, weight: float = 1.0) -> Addition:
     path = Path(text).expanduser()
     if not path.exists():
-        flag = f"--{kind} '{text}'"
-        raise ModelError(f"{flag}: no such file", "check the path", id=f"model.{kind}-missing")
+        shelved = shelves.search("lora_dirs", text)
+        if shelved is None:
+            close = nearest(text, shelves.names("lora_dirs"))
+            hint = f"did you mean '{close}'?" if close else "check the path"
+            raise ModelError(f"--{kind} '{text}': no such file", hint, id=f"model.{kind}-missing")
+        path = shelved
     if path.is_dir():
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
     return Addition(kind, path, weight)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ddgen.cli import console, flags, settings
-from ddgen.weights import registry
+from ddgen.weights import registry, shelves
 
 EXAMPLES = """Examples:
   ddgen config show --origin
@@ -54,6 +54,13 @@ def show(
             console.out_json({"type": "setting", "name": name, "value": value, "origin": where})
         else:
             console.out(f"{name} = {shown(value)}" + (f"  ({where})" if origin else ""))
+    for key in shelves.KEYS:
+        paths = [str(path) for path in shelves.directories(key)]
+        where = "config" if paths else "unset"
+        if json:
+            console.out_json({"type": "setting", "name": key, "value": paths, "origin": where})
+        else:
+            console.out(f"{key} = {', '.join(paths) or '-'}" + (f"  ({where})" if origin else ""))
 
 
 def shown(value: settings.Value | None) -> str:

@@ -10,7 +10,7 @@ import typer
 from ddgen import __version__
 from ddgen.cli import console, flags, settings
 from ddgen.errors import DdgenError
-from ddgen.weights import registry
+from ddgen.weights import registry, shelves
 
 LIBRARIES = (
     "torch", "transformers", "open_clip_torch", "tokenizers", "safetensors", "numpy", "pillow", "typer",
@@ -67,6 +67,13 @@ def _paths() -> Iterator[Item]:
         )
     except DdgenError as error:
         yield "paths", "default model", str(error)
+    try:
+        for key in shelves.KEYS:
+            for number, folder in enumerate(shelves.directories(key)):
+                there = "" if folder.is_dir() else " (not there)"
+                yield "paths", key if number == 0 else "", _shortened(str(folder)) + there
+    except DdgenError as error:
+        yield "paths", "folders", str(error)
     cache = os.environ.get("HF_HUB_CACHE") or os.path.join(
         os.environ.get("HF_HOME") or "~/.cache/huggingface", "hub"
     )

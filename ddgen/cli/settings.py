@@ -5,8 +5,8 @@
     [sample]              in $XDG_CONFIG_HOME/ddgen/config.toml
     steps = 20
 
-Nothing is read from the current directory. One parser a setting, whatever its source, so that a wrong value
-is named with its source.
+Above [sample], model_dirs and lora_dirs list folders of weights (weights/shelves.py). Nothing is read from the
+current directory. One parser a setting, whatever its source, so that a wrong value is named with its source.
 """
 
 import os
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddgen.errors import InputError, UsageError, choose, nearest
+from ddgen.weights import shelves
 
 Value = str | int | float | bool | tuple[int, ...] | tuple[float, ...]
 
@@ -211,7 +212,10 @@ def read_config(path: Path) -> dict[str, object]:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{name}: {str(error).lower()}", "mend that line", id="input.config") from error
+    shelves.declared(data, name)
     for table in data:
+        if table in shelves.KEYS:
+            continue
         if table != "sample" or not isinstance(data[table], dict):
             raise InputError(
                 f"{name}{_line(text, table)}: unknown entry '{table}'",
@@ -221,6 +225,12 @@ def read_config(path: Path) -> dict[str, object]:
     found = {}
     for key, value in data.get("sample", {}).items():
         plain = key.replace("-", "_")
+        if plain in shelves.KEYS:
+            raise InputError(
+                f"{name}{_line(text, key)}: '{key}' is no setting of [sample]",
+                "write it above the line [sample]",
+                id="input.config",
+            )
         try:
             choose("key", plain, SETTINGS, error=InputError)
         except InputError as error:

@@ -1,7 +1,7 @@
 """Names of models and paths of files -> Specs. Torch-free.
 
-A name or an alias of weights.toml (entries.py), `org/repo[@revision][:file]` of the hub (hub.py), or the path
-of a file or folder: one with a Spec of its own says everything itself, any other is described by its shapes
+A name or an alias of weights.toml (entries.py), `org/repo[@revision][:file]` of the hub (hub.py), the path
+of a file or folder, or the name of one in the user's model_dirs (shelves.py): one with a Spec of its own says everything itself, any other is described by its shapes
 and config files and takes the defaults of the first entry of its family.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddgen.errors import ModelError, nearest
-from ddgen.weights import hub, spec
+from ddgen.weights import hub, shelves, spec
 from ddgen.weights.arch import FAMILIES, Arch
 from ddgen.weights.entries import (
     PACKAGE,
@@ -45,7 +45,7 @@ __all__ = [
     "weights_files",
 ]
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = shelves.SUFFIXES
 
 
 def default_name(weights_file: str | Path | None = None) -> str:
@@ -54,11 +54,11 @@ def default_name(weights_file: str | Path | None = None) -> str:
 
 
 def find(model: str | None = None, *, weights_file: str | Path | None = None) -> Spec:
-    """Return the Spec of a model: a name or alias of weights.toml, or the path of a file or folder; None is
-    the default.
+    """Return the Spec of a model: a name or alias of weights.toml, the path of a file or folder, or the name
+    of a file in the user's model_dirs; None is the default.
 
     Raises:
-        ModelError: an unknown name (the nearest one is named), or a path that holds no model.
+        ModelError: an unknown name (the nearest one is named), one of two files, or a path that holds no model.
         InputError: a wrong weights.toml.
     """
     known = entries(weights_file)
@@ -73,9 +73,11 @@ def find(model: str | None = None, *, weights_file: str | Path | None = None) ->
         if path is None:
             raise absent(model)
         return replace(describe(path, known), name=model, source=replace(source, path=path))
-    if looks_like_path(model):
-        return describe(Path(model).expanduser(), known)
-    close = nearest(model, [*known, *(alias for item in known.values() for alias in item.aliases)])
+    shelved = None if os.path.exists(Path(model).expanduser()) else shelves.search("model_dirs", model)
+    if shelved is not None or looks_like_path(model):
+        return describe(shelved or Path(model).expanduser(), known)
+    aliases = [alias for item in known.values() for alias in item.aliases]
+    close = nearest(model, [*known, *aliases, *shelves.names("model_dirs")])
     hint = f"did you mean '{close}'? ('ddgen models' lists all)" if close else "'ddgen models' lists all"
     raise ModelError(f"model '{model}' is not in the registry", hint, id="model.unknown-name")
 
@@ -97,7 +99,7 @@ def hub_source(model: str, known: dict[str, Entry]) -> Source | None:
 
 
 def find_vae(name: str, *, weights_file: str | Path | None = None) -> Path:
-    """Return the file of an autoencoder: an entry of kind "vae", or a path.
+    """Return the file of an autoencoder: an entry of kind "vae", a path, or a name in the user's model_dirs.
 
     Raises:
         ModelError: an unknown name, or one that is not on this machine.
@@ -116,8 +118,9 @@ def find_vae(name: str, *, weights_file: str | Path | None = None) -> Path:
         if path is None:
             raise absent(name)
         return path
-    if looks_like_path(name):
-        return Path(name).expanduser()
+    shelved = None if os.path.exists(Path(name).expanduser()) else shelves.search("model_dirs", name)
+    if shelved is not None or looks_like_path(name):
+        return shelved or Path(name).expanduser()
     close = nearest(name, [item.name for item in known.values() if item.kind == "vae"])
     hint = f"did you mean '{close}'?" if close else "give the path of a file, or a name of 'ddgen models'"
     raise ModelError(f"autoencoder '{name}' is not in the registry", hint, id="model.unknown-name")
