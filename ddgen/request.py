@@ -74,6 +74,18 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Steer:
+    """One ControlNet of a job: the kind of its picture, both by sha256, weight and part of the steps."""
+
+    kind: str
+    image: str
+    model: str
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
 class Job:
     """Exactly one image: nothing is left to decide but the arithmetic.
 
@@ -104,3 +116,4 @@ class Job:
     toward: str = ""
     toward_weight: float = 0.0
     edit: Edit | None = None
+    controls: tuple[Steer, ...] = ()

@@ -1,6 +1,7 @@
 """The editing commands from their flags to their files, with a network that answers the mean of its text;
 and bad input row by row."""
 
+import inspect
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from PIL import Image
 from program import Place
 from test_edit import noisy_picture, pixel_pipeline
 
-from ddgen.cli import console, program, sample_run
+from ddgen.cli import console, editing, program, sample, sample_run
 from ddgen.io import containers, foreign, metadata
 from ddgen.request import Edit, Job
 
@@ -297,6 +298,22 @@ def test_morph(ddgen: Call) -> None:
     assert said("frames/0002.png")["toward"] == "dog"
 
 
+def test_controls_are_read_before_a_model_is_loaded(ddgen: Call) -> None:
+    header = {
+        name: {"dtype": "F16", "shape": [1], "data_offsets": [2 * i, 2 * i + 2]}
+        for i, name in enumerate(("input_hint_block.0.weight", "input_blocks.0.0.weight"))
+    }
+    text = json.dumps(header).encode()
+    Path("c.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    steer = ("--control", "canny:p.png:0.8:0:0.5", "--control-model", "c.safetensors", "--plan", "--json")
+    for command in (("sample", "cat"), ("edit", "p.png", "cat")):
+        code, out, err = ddgen(*command, *steer)
+        assert code == 0, err
+        (record,) = json.loads(out)["controls"]
+        assert (record["kind"], record["weight"], record["start"], record["end"]) == ("canny", 0.8, 0.0, 0.5)
+        assert len(record["image"]) == len(record["model"]) == 64
+
+
 def test_tiles_and_variations_are_settings_of_sample(ddgen: Call) -> None:
     record = json.loads(
         ddgen(
@@ -336,6 +353,17 @@ def test_tiles_and_variations_are_settings_of_sample(ddgen: Call) -> None:
         == 0
     )
     assert said("t.png")["tile"] == "xy"
+
+
+def test_no_flag_of_sample_is_taken_and_forgotten() -> None:
+    """A flag that is new to `sample` is either heeded by settle, words and deliver, or named in SAMPLE_ALONE."""
+    heeded = """prompts negative prompt_syntax style styles_file expand wildcards strict_tokens num seed width height size
+        ar scale tile steps guidance guidance_rescale guidance_interval sampler spacing sigmas eta rng variation
+        variation_seed model weights_file lora embedding vae refiner refiner_start prediction clip_skip device dtype
+        offload text_backend batch_size offline output force format quality grid metadata plan json null progress
+        preview color quiet verbose debug version context""".split()
+    found = set(inspect.signature(sample.sample).parameters)
+    assert found - set(editing.SAMPLE_ALONE) <= set(heeded)
 
 
 def test_plain_pictures_say_nothing_of_edits() -> None:
@@ -508,6 +536,17 @@ ROWS: dict[str, tuple[tuple[str, ...], int, str]] = {
         ("morph", "a", "b", "-o", "x.png"),
         2,
         "--output 'x.png' is no place for a morph; use a .webp, a .gif or a directory",
+    ),
+    "control without its model": (
+        ("sample", "x", "--control", "canny:p.png"),
+        2,
+        "1 --control and 0 --control-model are given; "
+        "give one --control-model FILE for each --control, in the same order",
+    ),
+    "control of no kind": (
+        ("sample", "x", "--control", "cany:p.png", "--control-model", "m.png"),
+        2,
+        "unknown control type 'cany'; did you mean 'canny'?",
     ),
     "standard input twice": (("edit", "-", "-"), 2, "standard input is named twice; give '-' once"),
 }

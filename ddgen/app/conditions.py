@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ddgen.app.control import Control, changes, with_controls
 from ddgen.conditioning import Conditioning
 from ddgen.diffusion.denoiser import Denoise, Denoiser
 from ddgen.diffusion.guidance import guided, guided_by_image, interval_from_steps, join, with_channels
@@ -63,10 +64,16 @@ class Encodings:
         return [self.known[text, syntax] for text in texts]
 
 
-def bind(pipeline: Pipeline, jobs: Sequence[Job], grid: Grid, beside: Tensor | None = None) -> Denoise:
+def bind(
+    pipeline: Pipeline,
+    jobs: Sequence[Job],
+    grid: Grid,
+    beside: Tensor | None = None,
+    controls: Sequence[Control] = (),
+) -> Denoise:
     """Return denoise(x, sigma) for a batch of jobs that share a grid.
 
-    beside: (1, K, h, w) channels that the network reads behind x_t.
+    beside: (1, K, h, w) channels that the network reads behind x_t. controls: networks that steer it.
 
     Raises:
         UsageError: an unknown prompt syntax.
@@ -85,19 +92,21 @@ def bind(pipeline: Pipeline, jobs: Sequence[Job], grid: Grid, beside: Tensor | N
     towards = [_toward(job, parts) for job, parts in zip(jobs, positives, strict=True)]
     if beside is not None:
         beside = beside.expand(len(jobs), -1, -1, -1)
-        denoiser = denoiser if by_image else with_channels(denoiser, beside)
 
     guide = partial(guided_by_image, beside=beside, image_scale=image_scale) if by_image else guided
 
     def segment(step: int) -> Denoise:
-        """Bind the texts of one step."""
+        """Bind the texts and controls of one step."""
+        reading = with_controls(denoiser, [control for control in controls if control.active(step, grid.steps)])
+        if beside is not None and not by_image:
+            reading = with_channels(reading, beside)
         conds = [
             _encode(pipeline, jobs, [parts[min(i, len(parts) - 1)].at(step) for parts in positives], towards)
             for i in range(weights.shape[1])
         ]
         uncond = _encode(pipeline, jobs, [part.at(step) for part in negatives], negative=True) if unconditional else None
         return guide(
-            denoiser,
+            reading,
             conds,
             uncond,
             scale=scale,
@@ -107,7 +116,7 @@ def bind(pipeline: Pipeline, jobs: Sequence[Job], grid: Grid, beside: Tensor | N
         )
 
     everything = [part for parts in positives for part in parts] + negatives
-    ends = sorted({min(end, grid.steps) for part in everything for end, _ in part.timeline})
+    ends = sorted({min(end, grid.steps) for part in everything for end, _ in part.timeline} | changes(controls, grid.steps))
     return _by_step(grid, [(end, segment(end)) for end in ends])
 
 

@@ -20,6 +20,7 @@ from ddgen.app import edit as editing
 from ddgen.app import plan
 from ddgen.app.conditions import Encodings, TextEncoder, bind
 from ddgen.app.memory import fit_decoding
+from ddgen.app.control import Control
 from ddgen.app.refine import cut, hand_over
 from ddgen.app.verbs import Source
 from ddgen.diffusion.denoiser import Denoise, Denoiser
@@ -107,18 +108,20 @@ def run(
     on_step: OnStep | None = None,
     source: Source | None = None,
     on_start: OnStart | None = None,
+    controls: Sequence[Control] = (),
 ) -> list[np.ndarray]:
     """Make one picture per job in one tensor batch: (H, W, 3) uint8 arrays, in order.
 
     Jobs must agree in size, edit, tile and in all that shapes the grid (sampler, spacing, steps, sigmas, eta, rescale, interval);
     prompt, seed, variation and guidance may differ. source: the picture that jobs with an `edit` work on.
+    controls: networks that steer the model's.
 
     Raises:
         NumericsError: a picture came out non-finite; nothing of the batch is returned.
     """
     networks = [part.denoiser.network for part in (pipeline, pipeline.refiner) if part is not None]
     with seamless([*networks, pipeline.first_stage], jobs[0].tile):
-        latents = sample(pipeline, jobs, on_step, source, on_start)
+        latents = sample(pipeline, jobs, on_step, source, on_start, controls)
         fit_decoding(pipeline.first_stage, jobs[0].height, jobs[0].width, pipeline.device)
         pixels = pipeline.first_stage.decode(latents)
     bad = [str(job.seed) for job, image in zip(jobs, pixels, strict=True) if not torch.isfinite(image).all()]
@@ -133,6 +136,7 @@ def sample(
     on_step: OnStep | None = None,
     source: Source | None = None,
     on_start: OnStart | None = None,
+    controls: Sequence[Control] = (),
 ) -> Tensor:
     """Return the clean latents of a batch of jobs: (B, C, H / f, W / f) float32."""
     job, arch = jobs[0], pipeline.spec.arch
@@ -143,7 +147,8 @@ def sample(
         grid = make_spacing(job.spacing, pipeline.denoiser.schedule, job.steps, discard=discard)
     grid = editing.later(grid, job.edit)
     begun = editing.begin(pipeline, source, job.width, job.height)
-    denoise = editing.wrap(begun, jobs, bind(pipeline, jobs, grid, None if begun is None else begun.beside), arch)
+    beside = None if begun is None else begun.beside
+    denoise = editing.wrap(begun, jobs, bind(pipeline, jobs, grid, beside, controls), arch)
     shape = (arch.first_stage.channels, job.height // arch.first_stage.factor, job.width // arch.first_stage.factor)
     noise = make_noise(job.rng, [job.seed for job in jobs], shape, pipeline.device)
     eps = varied(jobs, noise.initial(), shape)

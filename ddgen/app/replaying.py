@@ -46,7 +46,7 @@ def job_of(found: Found, spec: Spec, changes: Mapping[str, Any]) -> Job:
     if found.record and "prompt" not in found.record["job"] and "prompt" not in changes:
         raise InputError("the picture does not say its prompt", "give it with --prompt", id="input.replay")
     past = found.record.get("job", {}) if found.record else {}
-    if past.get("edit"):
+    if past.get("edit") or past.get("controls"):
         raise InputError("the picture was made from another one", "edit that one again", id="input.replay")
     said: dict[str, Any] = {"negative": found.negative, **found.settings}
     if "sigmas" in changes or ("sigmas" in said and not {"steps", "spacing"} & set(changes)):

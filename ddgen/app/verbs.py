@@ -8,6 +8,7 @@ outpaint              part after part, each beside what is known
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from ddgen.weights.spec import Spec
 
 if TYPE_CHECKING:
     from ddgen.app.canvas import Mask, Weight
+    from ddgen.app.control import Control
     from ddgen.app.pipeline import OnStep, Pipeline
     from ddgen.io.images import Pixels
 
@@ -87,13 +89,33 @@ def check_strength(strength: float) -> None:
         )
 
 
-def whole(image: "Pixels") -> Draw:
-    """Return what makes pictures from one at the jobs' size."""
+@dataclass(frozen=True)
+class ControlFile:
+    """A ControlNet to load, and the picture that it reads, at the jobs' size; the rest as in
+    app/control.py."""
+
+    path: Path
+    picture: "Pixels"
+    weight: float
+    start: float
+    end: float
+
+
+def whole(image: "Pixels | None", controls: Sequence[ControlFile] = ()) -> Draw:
+    """Return what makes pictures from one at the jobs' size, or from none, steered by controls."""
+    loaded: list[Control] = []
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
         from ddgen.app.pipeline import run
 
-        return run(pipeline, jobs, on_step, Source(image))
+        source = None if image is None else Source(image)
+        if not controls:
+            return run(pipeline, jobs, on_step, source)
+        from ddgen.app.control import load
+
+        if not loaded:
+            loaded.extend(load(pipeline, file) for file in controls)
+        return run(pipeline, jobs, on_step, source, controls=loaded)
 
     return draw
 

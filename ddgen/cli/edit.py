@@ -42,6 +42,8 @@ def edit(
     strength: editing.Strength = None,
     fit: Fit = None,
     image_guidance: editing.ImageGuidance = None,
+    control: flags.Control = None,
+    control_model: flags.ControlModel = None,
 ) -> None:
     """Change a picture by a prompt.
 
@@ -64,5 +66,10 @@ def edit(
     fitted = canvas.fit(picture.pixels, width, height, how)
     record = Edit("edit", canvas.digest(fitted), "", share, guided)
     jobs = [replace(job, edit=record) for job in jobs]
+    files: list[verbs.ControlFile] = []
+    if control or control_model:
+        from ddgen.cli import controls
+
+        jobs, files = controls.prepare(control or (), control_model or (), jobs)
     editing.warn_of_alpha(picture)
-    sample.deliver(context, values, spec, request, jobs, verbs.whole(fitted), verbs.steps_of(jobs))
+    sample.deliver(context, values, spec, request, jobs, verbs.whole(fitted, files), verbs.steps_of(jobs))

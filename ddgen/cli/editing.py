@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ddgen.io.images import Pixels
 
 EDITING = "Editing"
+SAMPLE_ALONE = ("filmstrip", "filmstrip_steps", "control", "control_model")
 INSTRUCTED = 1.5  # the usual --image-guidance of networks that follow instructions
 
 Image = Annotated[
@@ -81,7 +82,8 @@ def like_sample(*without: str) -> Callable[[Callable[..., None]], Callable[..., 
     def wrap(function: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(function).parameters
         shared = inspect.signature(sample.sample).parameters
-        more = [found for name, found in shared.items() if name not in own and name not in without]
+        left_out = {*without, *SAMPLE_ALONE}
+        more = [found for name, found in shared.items() if name not in own and name not in left_out]
         together = sorted(
             [*own.values(), *more],
             key=lambda found: found.default is not inspect.Parameter.empty,

@@ -191,6 +191,18 @@ ClipSkip = Annotated[
     str | None,
     value(MODEL, "N", "Read the text N layers from the end, 1 = the last. [the model's]", "--clip-skip"),
 ]
+Control = Annotated[
+    list[str] | None,
+    value(
+        MODEL,
+        "TYPE:IMAGE[:W]",
+        "Steer by a picture: canny, scribble, tile, or map as it is; [:W[:START:END]]. May be given again.",
+        "--control",
+    ),
+]
+ControlModel = Annotated[
+    list[str] | None, value(MODEL, "FILE", "The ControlNet of each --control, in order.", "--control-model")
+]
 Device = Annotated[str | None, value(MODEL, "NAME", "cpu, cuda, cuda:1, mps. [auto]", "--device")]
 Dtype = Annotated[str | None, value(MODEL, "NAME", "float32, bfloat16, float16. [auto]", "--dtype")]
 Offload = Annotated[

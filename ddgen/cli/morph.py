@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
     app.command("morph", epilog=EXAMPLES)(morph)
 
 
-@editing.like_sample("num", "format", "grid", "variation", "variation_seed")
+@editing.like_sample("num", "format", "grid", "preview", "variation", "variation_seed")
 def morph(
     context: typer.Context,
     prompts: flags.Prompts = None,
@@ -68,7 +68,7 @@ def morph(
     The noise goes along a great circle, the states of the text along a line. The first and last pictures are
     what `sample` makes.
     """
-    context.params |= {"grid": False}
+    context.params |= {"grid": False, "preview": False}
     values, spec = editing.settle(context)
     editing.refuse_special_inputs(spec, "morph")
     values |= {"num": 1, "format": None}
@@ -104,6 +104,11 @@ def morph(
     check_place(values, path, force=force)
     pictures, origin = draw(jobs, spec, values)
     publish(pictures, jobs[-1], origin, values, path, form, rate, force=force)
+    end = "\0" if context.params["null"] else "\n"
+    if console.manners.json:
+        console.out_json({"type": "animation", "path": str(path), "frames": len(pictures)})
+    elif str(path) != "-":
+        console.out(str(path), end=end)
 
 
 def between(ends: Sequence[Job], count: int) -> list[Job]:
@@ -175,6 +180,9 @@ def check_place(values: dict[str, Any], path: Path, *, force: bool) -> None:
     """
     planning.check_quality(values["quality"])
     if str(path) == "-":
+        if console.manners.json:
+            mend = "drop one of them"
+            raise UsageError("--json and --output '-' both want standard output", mend, id="usage.stdout")
         if process.is_terminal(1):
             raise UsageError(
                 "refusing to write a picture to a terminal",
@@ -213,7 +221,7 @@ def publish(
     *,
     force: bool,
 ) -> None:
-    """Write the animation and tell where it is.
+    """Write the animation.
 
     Raises:
         OutputError: the name was taken meanwhile, or the system refuses.
@@ -229,7 +237,3 @@ def publish(
         files.publish(path, data, force=force)
     except FileExistsError as error:
         raise taken(path) from error
-    if console.manners.json:
-        console.out_json({"type": "animation", "path": str(path), "frames": len(pictures)})
-    else:
-        console.out(str(path))

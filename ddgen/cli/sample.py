@@ -74,6 +74,8 @@ def sample(
     clip_skip: flags.ClipSkip = None,
     refiner: flags.Refiner = None,
     refiner_start: flags.RefinerStart = None,
+    control: flags.Control = None,
+    control_model: flags.ControlModel = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     offload: flags.Offload = None,
@@ -112,6 +114,14 @@ def sample(
         from ddgen.cli import filming
 
         draw = filming.prepare(filmstrip, filmstrip_steps, jobs, values, force=force)
+    if control or control_model:
+        from ddgen.app import verbs
+        from ddgen.cli import controls
+
+        if draw is not None:
+            raise UsageError("--filmstrip does not go with --control", "drop one of them", id="usage.control")
+        jobs, files = controls.prepare(control or (), control_model or (), jobs)
+        draw = verbs.whole(None, files)
     deliver(context, values, spec, request, jobs, draw=draw)
 
 

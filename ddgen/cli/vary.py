@@ -34,6 +34,10 @@ SETTINGS = (
     "sigmas",
     "eta",
     "negative",
+    "scale",
+    "tile",
+    "rng",
+    "prompt_syntax",
 )
 
 Strong = Annotated[bool, switch(EDITING, "Vary strongly; without it, subtly.", "--strong")]
@@ -82,7 +86,8 @@ def vary(
             mend,
             id="input.vary",
         )
-    if way == "picture" or known is None or strength is not None or prompts:
+    reworded = prompts or context.params["style"] is not None or context.params["expand"]
+    if way == "picture" or known is None or strength is not None or reworded:
         by_picture(context, values, spec, picture, share)
         return
     assert found is not None

@@ -7,6 +7,8 @@ Ref: Rombach et al. 2022, arXiv 2112.10752; Podell et al. 2023 (SDXL), arXiv 230
 checkpoints' keys.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -92,12 +94,14 @@ class UNet(nn.Module):
         context: Tensor,
         vector: Tensor | None = None,
         guidance: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Return F(x_t, time, context), shaped like x_t with out_channels.
 
         x: (B, in_channels, h, w) x_t. time: (B,) float. context: (B, M, context_dim) states of the text.
         vector: (B, vector_dim), for networks that take one.
         guidance: (B,) scale w, for networks distilled with it.
+        control: what is added to the skips, in order, and last to the middle.
         """
         embedding = self._embed(time, vector, guidance, x.dtype)
         if self.config.position_channels:
@@ -106,12 +110,15 @@ class UNet(nn.Module):
 
         skips = []
         for parts in self.input_blocks:
-            x = _run(parts, x, embedding, context)
+            x = run_parts(parts, x, embedding, context)
             skips.append(x)
-        x = _run(self.middle_block, x, embedding, context)
+        x = run_parts(self.middle_block, x, embedding, context)
+        if control is not None:
+            skips = [skip + added for skip, added in zip(skips, control[:-1], strict=True)]
+            x = x + control[-1]
         for parts in self.output_blocks:
             x = torch.cat([x, skips.pop()], dim=1)
-            x = _run(parts, x, embedding, context, size=skips[-1].shape[-2:] if skips else None)
+            x = run_parts(parts, x, embedding, context, size=skips[-1].shape[-2:] if skips else None)
         return self.out(x)
 
     def _embed(
@@ -130,7 +137,7 @@ def _mlp(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(Linear(width, out), nn.SiLU(), Linear(out, out))
 
 
-def _run(
+def run_parts(
     parts: nn.ModuleList, x: Tensor, embedding: Tensor, context: Tensor, size: tuple[int, int] | None = None
 ) -> Tensor:
     """Run the modules of one block in order, each with the arguments that its kind takes."""

@@ -164,6 +164,18 @@ def unet_table(outline: Outline, vector: str = "add_embedding") -> dict[str, str
     return table
 
 
+def control_table(names: Iterable[str]) -> dict[str, str]:
+    """Return {LDM prefix: diffusers prefix} of what a ControlNet has beside a U-Net's way down."""
+    table = {
+        "input_hint_block.0": "controlnet_cond_embedding.conv_in",
+        "input_hint_block.14": "controlnet_cond_embedding.conv_out",
+        "middle_block_out.0": "controlnet_mid_block",
+    }
+    table |= {f"input_hint_block.{2 * i + 2}": f"controlnet_cond_embedding.blocks.{i}" for i in range(6)}
+    numbers = {name.split(".")[1] for name in names if name.startswith("controlnet_down_blocks.")}
+    return table | {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in numbers}
+
+
 def contiguous(names: Iterable[str]) -> dict[str, str]:
     """Return {stored name: name} that closes the gaps of single-ResBlock files exported with a stride of 3
     (tiny-sd, small-sd).

@@ -1,0 +1,91 @@
+"""ControlNets beside the network: pictures that say where things are, each with a weight and a part of the
+steps.
+
+    F(x_t, time, text) -> F(x_t, time, text, sum_i w_i control_i(x_t, time, text, picture_i))
+
+The picture goes through its own layers once a run, not once a step; a control that is over costs nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddgen.diffusion.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    from ddgen.app.pipeline import Pipeline
+    from ddgen.app.verbs import ControlFile
+    from ddgen.nets.controlnet import ControlNet
+
+
+@dataclass(frozen=True)
+class Control:
+    """A network that steers another.
+
+    hint: (1, C, h, w) of ControlNet.hint. start, end: fractions of the steps, 0 = first.
+    """
+
+    network: ControlNet
+    hint: Tensor
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def active(self, step: int, steps: int) -> bool:
+        """Tell whether it acts at a step, counted from 1."""
+        return self.start <= (step - 1) / steps < self.end
+
+
+@torch.inference_mode()
+def load(pipeline: Pipeline, file: ControlFile) -> Control:
+    """Load a ControlNet beside a pipeline's network, and show it its picture.
+
+    Raises:
+        ModelError: no ControlNet, or one for another family.
+    """
+    from ddgen.weights.control import load_control
+
+    arch = pipeline.spec.arch
+    config = replace(arch.unet, in_channels=arch.first_stage.channels, guidance_dim=0)
+    dtype = pipeline.denoiser.dtype or torch.float32
+    network = load_control(file.path, config, dtype, pipeline.device)
+    picture = torch.tensor(file.picture).permute(2, 0, 1)[None].to(pipeline.device, dtype) / 255
+    return Control(network, network.hint(picture), file.weight, file.start, file.end)
+
+
+def changes(controls: Sequence[Control], steps: int) -> set[int]:
+    """Return the steps, from 1, behind which a control begins or ends."""
+    return {
+        step
+        for control in controls
+        for step in range(1, steps)
+        if control.active(step, steps) != control.active(step + 1, steps)
+    }
+
+
+def with_controls(denoiser: Denoiser, controls: Sequence[Control]) -> Denoiser:
+    """Return the denoiser of a network that is steered; by none, the denoiser itself."""
+    if not controls:
+        return denoiser
+    network = denoiser.network
+
+    def steered(
+        x: Tensor, time: Tensor, context: Tensor, vector: Tensor | None = None, **named: Tensor
+    ) -> Tensor:
+        total: list[Tensor] | None = None
+        for control in controls:
+            latents = x[:, : control.network.config.in_channels]  # a mask behind them is the U-Net's alone
+            added = control.network(latents, time, context, vector, control.hint.to(x))
+            added = [control.weight * part for part in added]
+            total = added if total is None else [a + b for a, b in zip(total, added, strict=True)]
+        return network(x, time, context, vector, control=total, **named)  # type: ignore[call-arg]
+
+    bound = copy.copy(denoiser)
+    bound.network = steered  # type: ignore[assignment]
+    return bound

@@ -1,0 +1,232 @@
+"""ControlNets: parity with diffusers in float64, one and two at a time; when they act; files of both
+layouts."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from referees import redraw
+from test_parity_pipelines import (
+    FAMILIES,
+    NEGATIVES,
+    PROMPTS,
+    SEEDS,
+    STEPS,
+    TOLERANCE,
+    build,
+    in_double,
+    jobs_of,
+    their_pipeline,
+    vocabulary,
+)
+from torch import Tensor
+
+from ddgen.app.control import Control, changes
+from ddgen.app.pipeline import Pipeline, sample
+from ddgen.nets.config import UNetConfig
+from ddgen.nets.controlnet import ControlNet
+from ddgen.nets.unet import UNet
+from ddgen.weights.control import control_part, load_control
+
+__all__ = ["in_double", "vocabulary"]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array_:DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+HINTS = [np.random.default_rng(i).random((1, 3, 64, 64)) for i in (1, 2)]
+PLACES = {
+    "sd1 ddim": "controlnet.pipeline_controlnet.StableDiffusionControlNetPipeline",
+    "sdxl euler": "controlnet.pipeline_controlnet_sd_xl.StableDiffusionXLControlNetPipeline",
+}
+
+
+def their_net(config: UNetConfig, network: ControlNet) -> ControlNetModel:
+    """Return diffusers' ControlNet with our weights, renamed by its own order of execution."""
+    kinds = ["CrossAttn" if depth[-1] else "" for depth in config.down_depth]
+    options: dict[str, object] = {}
+    if config.vector_dim:
+        options = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": config.vector_dim,
+            "transformer_layers_per_block": [max(1, depth[-1]) for depth in config.down_depth],
+        }
+    theirs = ControlNetModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=config.context_dim,
+        attention_head_dim=(2, 4),
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        use_linear_projection=config.linear_projection,
+        conditioning_embedding_out_channels=(16, 32, 96, 256),
+        **options,
+    ).double()
+    theirs.load_state_dict(diffusers_state(network, config))
+    return theirs.eval()
+
+
+def diffusers_state(network: ControlNet, config: UNetConfig) -> dict[str, Tensor]:
+    from referees import unet_state
+
+    whole = UNet(config).double()
+    trunk = {name: tensor for name, tensor in network.state_dict().items() if name in whole.state_dict()}
+    whole.load_state_dict(trunk, strict=False)
+    state = {
+        name: tensor
+        for name, tensor in unet_state(whole, config).items()
+        if not name.startswith(("up_blocks", "conv_out", "conv_norm_out"))
+    }
+    for name, tensor in network.state_dict().items():
+        if name in trunk:
+            continue
+        kind, index, *rest = name.split(".")
+        if kind == "zero_convs":
+            state[f"controlnet_down_blocks.{index}.{rest[-1]}"] = tensor
+        elif kind == "middle_block_out":
+            state[f"controlnet_mid_block.{rest[-1]}"] = tensor
+        else:
+            place = {0: "conv_in", 14: "conv_out"}.get(int(index), f"blocks.{int(index) // 2 - 1}")
+            state[f"controlnet_cond_embedding.{place}.{rest[-1]}"] = tensor
+    return state
+
+
+def controls_of(pipeline: Pipeline, count: int) -> list[Control]:
+    weights = ((0.8, 0.0, 1.0), (1.3, 0.2, 0.7))
+    found = []
+    for i, (weight, start, end) in enumerate(weights[:count]):
+        network = redraw(ControlNet(pipeline.spec.arch.unet).double().eval(), 20 + i)
+        with torch.no_grad():
+            hint = network.hint(torch.from_numpy(HINTS[i]))
+        found.append(Control(network, hint, weight, start, end))
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", PLACES)
+def test_controls_equal_diffusers(
+    name: str, count: int, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = FAMILIES[name]
+    ours = build(family)
+    controls = controls_of(ours, count)
+    base = their_pipeline(family, ours, vocabulary, monkeypatch)
+    module_name, _, class_name = PLACES[name].rpartition(".")
+    kind = getattr(importlib.import_module(f"diffusers.pipelines.{module_name}"), class_name)
+    parts = {k: v for k, v in base.components.items() if k not in ("image_encoder", "feature_extractor")}
+    nets = [their_net(ours.spec.arch.unet, control.network) for control in controls]
+    more = (
+        {"add_watermarker": False}
+        if "XL" in class_name
+        else {"feature_extractor": None, "requires_safety_checker": False}
+    )
+    theirs = kind(**parts, controlnet=nets if count > 1 else nets[0], **more)
+    theirs.set_progress_bar_config(disable=True)
+    pictures = [torch.from_numpy(hint).expand(2, -1, -1, -1) for hint in HINTS[:count]]
+
+    def one_or_all(values: list[object]) -> object:
+        return values if count > 1 else values[0]
+
+    expected = theirs(
+        prompt=list(PROMPTS),
+        negative_prompt=list(NEGATIVES),
+        image=one_or_all(pictures),
+        num_inference_steps=STEPS,
+        guidance_scale=7.5,
+        width=64,
+        height=64,
+        controlnet_conditioning_scale=one_or_all([control.weight for control in controls]),
+        control_guidance_start=[control.start for control in controls],
+        control_guidance_end=[control.end for control in controls],
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        output_type="latent",
+    ).images
+
+    def difference(used: list[Control]) -> float:
+        with torch.inference_mode():
+            return (sample(ours, jobs_of(family, ours), controls=used) - expected).abs().max().item()
+
+    found = difference(controls)
+    print(f"{name}, {count}: {found:.2e}")
+    assert found < TOLERANCE
+    if (name, count) != ("sd1 ddim", 2):
+        return
+    mutations = [
+        [replace(controls[-1], weight=controls[-1].weight * 1.001), *controls[:-1]],
+        [replace(controls[-1], end=0.5), *controls[:-1]],
+        [replace(controls[-1], hint=controls[-1].hint.flip(-1)), *controls[:-1]],
+        controls[:-1],
+    ]
+    for mutated in mutations:
+        assert difference(mutated) > 10 * TOLERANCE
+
+
+def test_when_a_control_acts() -> None:
+    control = Control(None, None, 1.0, 0.2, 0.7)  # type: ignore[arg-type]
+    assert [step for step in range(1, 11) if control.active(step, 10)] == [3, 4, 5, 6, 7]
+    assert changes([control], 10) == {2, 7} and changes([replace(control, start=0.0, end=1.0)], 10) == set()
+
+
+@pytest.mark.parametrize("layout", ["ldm", "bare", "diffusers"])
+def test_files_of_every_layout_are_read(layout: str, tmp_path: Path) -> None:
+    config = replace(FAMILIES["sd1 ddim"].arch.unet)
+    network = redraw(ControlNet(config).eval().float(), 5)
+    state = {
+        "ldm": lambda: {f"control_model.{k}": v for k, v in network.state_dict().items()},
+        "bare": network.state_dict,
+        "diffusers": lambda: diffusers_state(network.double(), config),
+    }[layout]()
+    from safetensors.torch import save_file
+
+    path = tmp_path / "c.safetensors"
+    save_file({name: tensor.float().contiguous() for name, tensor in state.items()}, path)
+    assert len(control_part(path)) == len(network.state_dict())
+    loaded = load_control(path, replace(config, in_channels=4), torch.float32, torch.device("cpu"))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.float()), name
+    from ddgen.errors import DdgenError
+
+    with pytest.raises(DdgenError) as caught:
+        load_control(path, replace(config, context_dim=64), torch.float32, torch.device("cpu"))
+    assert caught.value.exit_code == 5 and "ControlNet" in caught.value.message
+
+
+def test_edges_are_thin_and_where_the_picture_has_them() -> None:
+    from ddgen.app.maps import canny, control_map
+
+    picture = np.full((48, 64, 3), 20, np.uint8)
+    picture[12:36, 16:48] = 220
+    edges = canny(picture)
+    assert edges[20].sum() == 2 and edges[:, 30].sum() == 2, "one pixel wide, at both sides"
+    assert not edges[18:30, 20:44].any() and not edges[:10].any()
+    assert not canny(np.full((8, 8, 3), 90, np.uint8)).any()
+    bold = control_map(picture, "scribble")
+    assert bold.shape == picture.shape and (bold > 0).sum() > 3 * 3 * edges.sum()
+    assert control_map(picture, "map") is picture
+
+
+def test_a_control_from_its_file_to_the_picture(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from ddgen.app import verbs
+    from ddgen.app.pipeline import run
+
+    family = FAMILIES["sd1 ddim"]
+    pipeline = build(family)
+    pipeline.denoiser.dtype = torch.float64
+    network = redraw(ControlNet(pipeline.spec.arch.unet).double().eval(), 5)
+    save_file(network.state_dict(), tmp_path / "c.safetensors")
+    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    hint = torch.from_numpy(picture).permute(2, 0, 1)[None].double() / 255
+    jobs = [replace(jobs_of(family, pipeline)[0], steps=2)]
+    with torch.no_grad():
+        (expected,) = run(pipeline, jobs, controls=[Control(network, network.hint(hint), 0.7)])
+    file = verbs.ControlFile(tmp_path / "c.safetensors", picture, 0.7, 0.0, 1.0)
+    (found,) = verbs.whole(None, [file])(pipeline, jobs, lambda step, steps: None)
+    assert np.array_equal(found, expected)
+    assert not np.array_equal(found, run(pipeline, jobs)[0])
