@@ -1,6 +1,7 @@
 """`ddgen models`: what is known and what is here; look into a checkpoint, check it, change its layout."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from ddgen.cli import console, flags, pulling
 from ddgen.cli.progress import MODES
 from ddgen.errors import OutputError, UsageError, choose
 from ddgen.weights import hub, registry
+from ddgen.weights.adapter_header import AdapterInspection, inspect_adapter
 from ddgen.weights.inspect import Inspection, inspect
 
 EXAMPLES = """Examples:
@@ -131,8 +133,12 @@ def _human(size: int) -> str:
 
 
 def inspect_(path: File, hash: Hash = False, json: flags.Json = False, debug: flags.Debug = False) -> None:
-    """Tell what a checkpoint is, from its header alone: family, layout, parts, dtypes, parameters,
-    metadata."""
+    """Tell what a checkpoint, LoRA or embedding is, from its header alone: family, layout, parts, dtypes,
+    parameters, ranks, metadata."""
+    adapter = inspect_adapter(path)
+    if adapter is not None:
+        _tell_adapter(adapter, hash=hash, json=json)
+        return
     found = inspect(path)
     digests = _digests(path) if hash else {}
     if json:
@@ -142,6 +148,35 @@ def inspect_(path: File, hash: Hash = False, json: flags.Json = False, debug: fl
         console.out(line)
     for name, digest in digests.items():
         console.out(f"sha256      {digest}  {name}")
+
+
+def _tell_adapter(found: AdapterInspection, *, hash: bool, json: bool) -> None:
+    from ddgen.weights.digest import digest
+
+    digests = {Path(found.path).name: digest(found.path, fresh=True)} if hash else {}
+    if json:
+        console.out_json({"type": "inspection", **asdict(found), **({"sha256": digests} if hash else {})})
+        return
+    kinds = ", ".join(f"{count} {name}" for name, count in found.kinds.items())
+    ranks = ", ".join(f"{rank} ({count} modules)" for rank, count in found.ranks.items())
+    parts = ", ".join(f"{count} {name}" for name, count in found.modules.items())
+    lines = [
+        ("kind", found.kind + (f" ({kinds})" if kinds else "")),
+        ("family", found.family or "not told by the file"),
+        ("size", f"{_human(found.size)}, {found.tensors} tensors"),
+        ("parameters", f"{found.parameters:,} ({', '.join(found.dtypes)})"),
+        ("rank", ranks),
+        ("modules", parts),
+        ("vectors", str(found.vectors or "")),
+        ("words", ", ".join(found.words)),
+        ("tags", ", ".join(found.tags)),
+        ("unknown", _some(found.unknown)),
+    ]
+    for key, value in [*lines, *(("metadata", f"{key} = {value}") for key, value in found.metadata.items())]:
+        if value:
+            console.out(f"{key:<12}{value}")
+    for name, sha256 in digests.items():
+        console.out(f"sha256      {sha256}  {name}")
 
 
 def _lines(found: Inspection) -> list[str]:

@@ -19,10 +19,10 @@ from torch import Tensor
 from ddgen.errors import ModelError
 from ddgen.text.config import TowerSpec
 from ddgen.weights.adapter_files import read_adapter_tensors
+from ddgen.weights.adapter_header import PLACES, embedding_key
 
 MAX_VECTORS = 75  # as many as a chunk of a prompt holds
-_PLACES = {"clip_l": 0, "text_encoders_0": 0, "clip_g": 1, "text_encoders_1": 1}
-_UNNAMED = ("*", "emb_params", *_PLACES)
+_UNNAMED = ("*", "emb_params", *PLACES)
 _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
 
 
@@ -72,10 +72,11 @@ def open_embedding(path: str | Path) -> Embedding:
     """
     path = Path(path)
     tensors, metadata = read_adapter_tensors(path, "embedding")
-    found = {_key(name): tensor for name, tensor in tensors.items() if _key(name) is not None}
-    if set(found) & set(_PLACES):
-        found = {name: tensor for name, tensor in found.items() if name in _PLACES}
-    if not found or (len(found) > 1 and not set(found) <= set(_PLACES)):
+    keyed = {embedding_key(name): tensor for name, tensor in tensors.items()}
+    found = {key: tensor for key, tensor in keyed.items() if key is not None}
+    if set(found) & set(PLACES):
+        found = {name: tensor for name, tensor in found.items() if name in PLACES}
+    if not found or (len(found) > 1 and not set(found) <= set(PLACES)):
         first = next(iter(tensors), "nothing")
         raise ModelError(
             f"embedding '{path.name}' holds no embedding that ddgen knows ({first!a})",
@@ -83,8 +84,8 @@ def open_embedding(path: str | Path) -> Embedding:
             id="model.embedding",
         )
     vectors = {
-        _PLACES.get(str(name), -1): _checked(path, tensor)
-        for name, tensor in sorted(found.items(), key=lambda item: _PLACES.get(str(item[0]), -1))
+        PLACES.get(str(name), -1): _checked(path, tensor)
+        for name, tensor in sorted(found.items(), key=lambda item: PLACES.get(str(item[0]), -1))
     }
     if len({len(v) for v in vectors.values()}) != 1:
         raise ModelError(
@@ -97,13 +98,6 @@ def open_embedding(path: str | Path) -> Embedding:
     return Embedding(
         path, tuple(dict.fromkeys(word for word in (path.stem, *own, *named) if word.strip())), vectors
     )
-
-
-def _key(name: str) -> str | None:
-    """Return the token or place that a tensor is for; None for what is beside it in a file."""
-    if name.startswith("string_to_param."):
-        return name.removeprefix("string_to_param.")
-    return None if name.startswith(("string_to_token", "optimizer_state", "hash")) else name
 
 
 def _checked(path: Path, tensor: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Names of models and paths of files -> Specs. Torch-free.
 
 A name or an alias of weights.toml (entries.py), `org/repo[@revision][:file]` of the hub (hub.py), the path
-of a file or folder, or the name of one in the user's model_dirs (shelves.py): one with a Spec of its own says everything itself, any other is described by its shapes
-and config files and takes the defaults of the first entry of its family.
+of a file or folder, or the name of one in the user's model_dirs (shelves.py): one with a Spec of its own says
+everything itself, any other is described by its shapes and config files and takes the defaults of the first
+entry of its family.
 """
 
 import os
@@ -58,7 +59,8 @@ def find(model: str | None = None, *, weights_file: str | Path | None = None) ->
     of a file in the user's model_dirs; None is the default.
 
     Raises:
-        ModelError: an unknown name (the nearest one is named), one of two files, or a path that holds no model.
+        ModelError: an unknown name (the nearest one is named), one that two files have, or a path that holds
+        no model.
         InputError: a wrong weights.toml.
     """
     known = entries(weights_file)

@@ -3,8 +3,9 @@
     model_dirs = ["~/stable-diffusion-webui/models/Stable-diffusion"]     in the user's config.toml, above
     lora_dirs = ["/data/ComfyUI/models/loras", "/data/embeddings"]        its first table
 
-`--model deliberate_v2` is then the file deliberate_v2.safetensors somewhere below; models and autoencoders are
-looked for in model_dirs, LoRAs and embeddings in lora_dirs. A folder that is not there just now is passed over.
+`--model deliberate_v2` is then the file deliberate_v2.safetensors somewhere below; models and autoencoders
+are looked for in model_dirs, LoRAs and embeddings in lora_dirs. A folder that is not there just now is passed
+over.
 """
 
 import os
@@ -106,7 +107,7 @@ def _bare(path: Path) -> str:
 
 
 def _weights(roots: tuple[Path, ...]) -> Iterator[Path]:
-    """Yield weights files and model folders below the roots; links are followed, each folder is entered once."""
+    """Yield weights files and model folders below the roots; links are followed, each entered once."""
     entered = set()
     for root in roots:
         for place, below, files in os.walk(root, followlinks=True):
