@@ -50,6 +50,22 @@ def test_the_text_for_other_programs_to_the_letter() -> None:
     )
 
 
+def test_what_was_put_on_the_model_is_named_by_its_hash() -> None:
+    digests = {
+        "model": "ab" * 32,
+        "lora:ink.safetensors x 0.8": "01" * 32,
+        "lora:a, b x c.safetensors x -1": "23" * 32,
+        "embedding:zebra.pt": "45" * 32,
+        "vae:fine.v2.safetensors": "67" * 32,
+    }
+    _, _, found = read_a1111(metadata.a1111(JOB, replace(ORIGIN, digests=digests)))
+    assert found["Model hash"] == "ababababab" and found["VAE hash"] == "6767676767"
+    assert found["Lora hashes"] == "ink: 0101010101, a_ b x c: 2323232323"
+    assert found["TI hashes"] == "zebra: 4545454545"
+    _, _, plain = read_a1111(metadata.a1111(JOB, ORIGIN))
+    assert not {"Lora hashes", "TI hashes", "VAE hash"} & plain.keys()
+
+
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 

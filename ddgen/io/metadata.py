@@ -9,6 +9,7 @@ others as one XMP packet. No time, host, path or duration is written, so that eq
 """
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -113,6 +114,7 @@ def a1111(job: Job, origin: Origin) -> str:
         ("Size", f"{job.width}x{job.height}"),
         ("Model hash", origin.digests.get("model", "")[:10] or None),
         ("Model", job.model),
+        ("VAE hash", next((digest[:10] for _, digest in _added(origin, "vae")), None)),
         ("RNG", "NV" if job.rng == "a1111" else "CPU"),
         ("Eta", _number(job.eta) if job.eta else None),
         ("CFG Rescale", _number(job.guidance_rescale) if job.guidance_rescale else None),
@@ -125,6 +127,8 @@ def a1111(job: Job, origin: Origin) -> str:
         ("Image CFG scale", _number(job.edit.image_guidance) if job.edit and job.edit.image_guidance is not None else None),
         ("Postprocess upscale by", job.scale if job.scale != 1 else None),
         ("Postprocess upscaler", "Lanczos" if job.scale != 1 else None),
+        ("Lora hashes", _hashes(origin, "lora")),
+        ("TI hashes", _hashes(origin, "embedding")),
         ("Version", f"ddgen {__version__}"),
     ]
     lines = [_one_block(job.prompt)]
@@ -223,6 +227,23 @@ def parse(text: str) -> dict[str, object]:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise InputError("the 'ddgen' metadata is of an unknown schema", id="input.metadata")
     return data
+
+
+def _added(origin: Origin, kind: str) -> list[tuple[str, str]]:
+    """Return (file name without suffix, sha256) of what the run put on its model; the labels are Addition's."""
+    found = []
+    for label, digest in origin.digests.items():
+        head, _, name = label.partition(":")
+        if head == kind and digest:
+            name = name.rpartition(" x ")[0] or name if kind == "lora" else name
+            found.append((name.rpartition(".")[0] or name, digest))
+    return found
+
+
+def _hashes(origin: Origin, kind: str) -> str | None:
+    """Return "name: 0123456789, ..."; what would split a name in two for a reader becomes "_"."""
+    named = ((re.sub(r"[,:\"\n]", "_", name), digest) for name, digest in _added(origin, kind))
+    return ", ".join(f"{name}: {digest[:10]}" for name, digest in named) or None
 
 
 def _number(value: float) -> str:
