@@ -74,8 +74,11 @@ def make(
         files.sweep(names.target.root)
     loaded = load(spec, values)
 
-    from ddgen.app import pipeline, produce
+    from ddgen.app import estimate, pipeline, produce
 
+    warning = estimate.forecast(spec, jobs, loaded.device.type, steps)
+    if warning is not None:
+        console.say(f"ddgen: {warning}")
     kind = names.target.format if names is not None else parse_output("-", values["format"]).format
     saving = produce.Saving(kind, values["quality"], values["metadata"])
     batches = planning.batches(iter(jobs), values["batch_size"])

@@ -1,0 +1,175 @@
+"""How long a run will take, roughly: the work counted from the networks' shapes, over the speed of a short
+matrix product on this device.
+
+Said before runs of minutes, so that nobody waits for one unawares. Networks below SMALL parameters are quick
+enough everywhere and are not asked about; torch is imported only for the measurement.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ddgen.diffusion.samplers import SAMPLERS
+from ddgen.nets.config import KLConfig, UNetConfig
+from ddgen.request import Job
+from ddgen.weights.arch import FAMILIES
+from ddgen.weights.spec import Spec
+
+SMALL = 100_000_000  # parameters
+WORTH_SAYING = 120.0  # seconds
+EFFICIENCY = 0.6  # of the matrix product's speed that networks reach
+TOKENS = 77
+MUCH_FASTER = 4.0
+QUICK = ("sd-turbo", "SD21", 512)  # the quickest of the known models: name, architecture, side; one step
+_WHERE = {"cpu": "this CPU", "cuda": "this GPU", "mps": "this GPU"}
+
+
+@dataclass
+class Work:
+    """A sum of multiplications and adds, and of the weights that they read."""
+
+    operations: float = 0.0
+    parameters: float = 0.0
+
+    def layer(self, weights: float, places: float) -> None:
+        """Add a layer whose weights are used at each of so many places."""
+        self.operations += 2 * weights * places
+        self.parameters += weights
+
+    def block(self, inside: int, outside: int, places: float) -> None:
+        """Add a ResBlock."""
+        self.layer(9 * inside * outside + 9 * outside * outside, places)
+        if inside != outside:
+            self.layer(inside * outside, places)
+
+    def attend(self, depth: int, width: int, context: int, places: float) -> None:
+        """Add a spatial transformer of `depth` blocks; 0 is none."""
+        if not depth:
+            return
+        self.layer(2 * width * width, places)
+        for _ in range(depth):
+            self.layer((4 + 2 + 12) * width * width, places)
+            self.layer(2 * width * context, TOKENS)
+            self.operations += 4 * width * places * (places + TOKENS)
+
+
+def unet(config: UNetConfig, height: int, width: int) -> Work:
+    """Return the work of one call of a U-Net on one latent of this size."""
+    work = Work()
+    here, top = config.model_channels, len(config.channel_mult) - 1
+    skips = [here]
+    work.layer(9 * config.in_channels * here, height * width)
+    for level, factor in enumerate(config.channel_mult):
+        wide, places = config.model_channels * factor, height * width / 4**level
+        for depth in config.down_depth[level]:
+            work.block(here, wide, places)
+            work.attend(depth, wide, config.context_dim, places)
+            here = wide
+            skips.append(here)
+        if level != top:
+            work.layer(9 * here * here, places / 4)
+            skips.append(here)
+    if config.mid_depth is not None:
+        places = height * width / 4**top
+        work.block(here, here, places)
+        work.attend(config.mid_depth, here, config.context_dim, places)
+        if config.mid_depth:
+            work.block(here, here, places)
+    for level in range(top, -1, -1):
+        wide, places = config.model_channels * config.channel_mult[level], height * width / 4**level
+        for depth in config.up_depth[level]:
+            work.block(here + (skips.pop() if skips else 0), wide, places)
+            work.attend(depth, wide, config.context_dim, places)
+            here = wide
+        if level:
+            work.layer(9 * here * here, places * 4)
+    return work
+
+
+def decoder(config: KLConfig, height: int, width: int) -> Work:
+    """Return the work of decoding one picture of this size in pixels."""
+    work = Work()
+    top = len(config.channel_mult) - 1
+    here = config.model_channels * config.channel_mult[-1]
+    pixels = height * width / config.patch**2
+    for _ in range(2):
+        work.block(here, here, pixels / 4**top)
+    work.operations += 4 * here * (pixels / 4**top) ** 2
+    for level in range(top, -1, -1):
+        wide = config.model_channels * config.channel_mult[level]
+        for _ in range(config.num_res_blocks + 1):
+            work.block(here, wide, pixels / 4**level)
+            here = wide
+        if level:
+            work.layer(9 * here * here, pixels / 4 ** (level - 1))
+    return work
+
+
+def operations(spec: Spec, job: Job, steps: float) -> float:
+    """Return how many operations a job takes in so many steps."""
+    stage = spec.arch.first_stage
+    calls = SAMPLERS[job.sampler].calls * (1 if job.guidance == 1 else 2)
+    each = unet(spec.arch.unet, job.height // stage.factor, job.width // stage.factor).operations
+    last = decoder(stage, job.height, job.width).operations if isinstance(stage, KLConfig) else 0.0
+    return steps * calls * each + last
+
+
+def forecast(
+    spec: Spec,
+    jobs: Sequence[Job],
+    device: str,
+    steps: int | None = None,
+    measure: Callable[[str], float] | None = None,
+) -> str | None:
+    """Return the line to say before a run of minutes, None before a short one.
+
+    steps: of all jobs together, where that is not the sum of theirs. measure: device -> operations a second.
+    """
+    side = 8 * spec.divisor
+    if not jobs or unet(spec.arch.unet, side, side).parameters < SMALL:
+        return None
+    planned = sum(job.steps for job in jobs)
+    share = 1.0 if steps is None else steps / max(planned, 1)
+    speed = (measure or measured)(device) * EFFICIENCY
+    seconds = sum(operations(spec, job, job.steps * share) for job in jobs) / speed
+    if seconds < WORTH_SAYING:
+        return None
+    said = f"{spec.name} on {_WHERE.get(device, device)}: about {_minutes(seconds)}"
+    name, family, side = QUICK
+    arch = FAMILIES[family]
+    factor = arch.first_stage.factor
+    each = unet(arch.unet, side // factor, side // factor).operations
+    if isinstance(arch.first_stage, KLConfig):
+        each += decoder(arch.first_stage, side, side).operations
+    other = each * len(jobs) / speed
+    return f"{said}; {name}: about {_minutes(other)}" if other * MUCH_FASTER < seconds else said
+
+
+def measured(device: str, seconds: float = 0.1) -> float:
+    """Return the operations a second of a matrix product in the precision that the device computes in: of the
+    fastest of those that fit into so many seconds."""
+    import torch
+
+    quick = device in ("cuda", "mps")
+    size = 4096 if quick else 768
+    matrix = torch.ones(size, size, device=device, dtype=torch.float16 if quick else torch.float32)
+
+    def product() -> None:
+        (matrix @ matrix)[0, 0].item()  # waits until it is computed
+
+    product()
+    begun, fastest = time.perf_counter(), float("inf")
+    while (start := time.perf_counter()) - begun < seconds or fastest == float("inf"):
+        product()
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest
+
+
+def _minutes(seconds: float) -> str:
+    """Return a duration in the words of somebody who does not know exactly."""
+    if seconds < 50:
+        return f"{max(10, round(seconds / 10) * 10)} s"
+    minutes = seconds / 60
+    if minutes < 90:
+        return f"{max(1, round(minutes))} min"
+    return f"{minutes / 60:.1f} h" if minutes < 600 else f"{round(minutes / 60)} h"
