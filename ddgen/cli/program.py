@@ -5,7 +5,6 @@ ddgen/cli/NAME.py declares it.
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -50,9 +49,7 @@ class Commands(TyperGroup):
     """The group of all commands, each imported when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [
-            name for name, (module, _) in COMMANDS.items() if find_spec(f"ddgen.cli.{module}") is not None
-        ]
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
