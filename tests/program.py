@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,12 @@ def environment(home: Path, *, fake: bool = True, **more: str) -> dict[str, str]
     if fake:
         found["PYTHONPATH"] = str(FAKE)
     return found
+
+
+def default_signals() -> None:
+    """Undo what the parent ignores."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Place:
@@ -73,7 +80,7 @@ class Place:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            restore_signals=True,
+            preexec_fn=default_signals,  # a background job of a shell inherits some of them ignored
         )
 
     def files(self) -> list[str]:

@@ -23,7 +23,7 @@ def test_the_first_command_anybody_types(place: Place) -> None:
     assert done.stdout.decode() == name + "\n"
     assert name.startswith("a-red-apple-") and name.endswith(".png")
     seed = name.removeprefix("a-red-apple-").removesuffix(".png")
-    assert done.stderr.decode() == f"ddgen: sticker, 1 x 128x128, ddim 25 steps, guidance 3, seed {seed}\n"
+    assert done.stderr.decode() == f"ddgen: sticker, 1 x 128x128, ddim 25 steps, guidance 2.5, seed {seed}\n"
     assert place.run("sample", "a red apple").stdout != done.stdout, "seeds are drawn at random"
 
 
@@ -213,7 +213,7 @@ def test_plan_shows_what_would_be_made_and_makes_nothing(place: Place) -> None:
         FAKE_LOG=str(place.home / "log"),
     )
     lines = done.stdout.decode().splitlines()
-    assert lines[0] == "a-fox-7-2.png  128x128, ddim 25 steps, guidance 3  seed 7  2 tokens  'a fox'"
+    assert lines[0] == "a-fox-7-2.png  128x128, ddim 25 steps, guidance 2.5  seed 7  2 tokens  'a fox'"
     assert lines[1].startswith("a-1-2-penguin-7.png  ") and "  2 tokens  " in lines[1]
     assert lines[2] == "a-fox-7-grid.png  all 2 in one sheet"
     assert place.files() == ["a-fox-7.png"] and not (place.home / "log").exists()

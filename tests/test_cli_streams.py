@@ -194,7 +194,7 @@ def test_a_terminal_gets_a_bar_that_goes_away(place: Place) -> None:
     assert b"/12" in shown and b"steps" in shown
     assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") > 0, "the cursor comes back"
     assert screen(shown).splitlines() == [
-        "ddgen: sticker, 1 x 128x128, ddim 12 steps, guidance 3, seed 7",
+        "ddgen: sticker, 1 x 128x128, ddim 12 steps, guidance 2.5, seed 7",
         "a-fox-7.png",
     ]
 

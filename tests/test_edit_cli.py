@@ -77,7 +77,7 @@ def test_edit(ddgen: Call) -> None:
     assert (code, out) == (0, "e.png\n"), err
     assert (
         err.splitlines()[0]
-        == "ddgen: sticker, 1 x 128x128, ddim 10 steps at strength 0.6, guidance 3, seed 1"
+        == "ddgen: sticker, 1 x 128x128, ddim 10 steps at strength 0.6, guidance 2.5, seed 1"
     )
     record = said("e.png")["edit"]
     assert record["strength"] == 0.6 and record["verb"] == "edit" and len(record["image"]) == 64

@@ -235,7 +235,7 @@ def scaled_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pipelines,
         "bind",
-        lambda p, jobs, grid, beside=None: before(p, jobs, grid, beside * KL.scale_factor),
+        lambda p, jobs, grid, beside, *more: before(p, jobs, grid, beside * KL.scale_factor, *more),
     )
 
 

@@ -103,7 +103,7 @@ def torch_zip(data: bytes, extra: dict[str, bytes] | None = None, *, compress: b
 # Globals with which a pickle can run code, read or write files, reach the network, or load native code: the
 # ones in scanners'
 # advisories and our own. Each is called with arguments that would leave a canary file behind.
-GADGETS = (
+_PAIRS = (
     """
 os system|posix system|nt system|os popen|os execv|os execl|os execvp|os spawnl|os spawnv|os posix_spawn|os
 fork|os kill|os remove
@@ -167,10 +167,9 @@ transformers AutoModel.from_pretrained|huggingface_hub hf_hub_download|diffusers
 DiffusionPipeline.from_pretrained|ddgen.cli.main main
 ddgen.weights.unpickle_child main|ddgen.weights.unpickle_child os.system|__main__ main|__main__
 os|pytorch_lightning Trainer|ultralytics YOLO
-""".replace("\n", "|")
-    .strip("|")
-    .split("|")
+""".replace("|", " ").split()
 )
+GADGETS = tuple(f"{module} {name}" for module, name in zip(_PAIRS[::2], _PAIRS[1::2], strict=True))
 
 
 def call(module: str, name: str, argument: bytes, protocol: int) -> bytes:
