@@ -5,9 +5,11 @@ books.
     runner)
 
 At most two groups a worker are under way, so ten thousand prompts wait in the file and not in the cluster. A
-worker that dies costs the group in its hand, which another makes; a group that has cost two workers is made
-picture by picture, and a picture that has cost three is given up. Nothing here writes the ledger; with
-`shared` the workers put the pictures in place themselves, by the same safe write.
+worker that dies costs the group in its hand, which another makes. Which of two that was cannot be known (a
+result may die on its way), so both are suspect, and a suspect is made by a worker that has nothing else: a
+second death is surely its own. A group that has cost two workers is made picture by picture, and a picture
+that has cost three is given up. Nothing here writes the ledger; with `shared` the workers put the pictures in
+place themselves, by the same safe write.
 """
 
 import os
@@ -138,7 +140,7 @@ class Worker:
 
 @dataclass
 class _Sent:
-    """A group under way."""
+    """A group under way. deaths: of workers that had it; above 0 it is a suspect."""
 
     group: Group
     worker: int
@@ -227,7 +229,9 @@ def _run(
     try:
         while more or waiting or sent:
             for number, handle in enumerate(crew.handles):
-                while sum(item.worker == number for item in sent.values()) < IN_HAND and (waiting or more):
+                while waiting or more:
+                    if not _room(sent, number, waiting[0][1] if waiting else 0):
+                        break
                     if not waiting:
                         group = next(groups, None)
                         if group is None:
@@ -248,32 +252,54 @@ def _run(
             ray.shutdown()
 
 
+def _room(sent: dict[Any, _Sent], worker: int, deaths: int) -> bool:
+    """Tell whether a worker may be given a group that so many have died of: a suspect is made alone."""
+    own = [item for item in sent.values() if item.worker == worker]
+    if deaths or any(item.deaths for item in own):
+        return not own
+    return len(own) < IN_HAND
+
+
 def _receive(
     ray: Any, crew: _Crew, ref: Any, sent: dict[Any, _Sent], waiting: deque[tuple[Group, int]]
 ) -> Iterator[Outcome]:
     """Yield the outcomes of a finished group, or send the groups of a dead worker again."""
+    gone = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
+    worker = sent[ref].worker
     try:
         packed = ray.get(ref)
-    except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
-        lost = [(other, item) for other, item in sent.items() if item.worker == sent[ref].worker]
-        for place, (other, item) in enumerate(lost):
-            del sent[other]
-            deaths = item.deaths + (place == 0)  # the first was in its hand, the others had not begun
-            if deaths >= MAX_DEATHS:
-                error = ResourceError(
-                    f"{deaths} workers died making it", "see if memory is enough", id="resource.worker"
-                )
-                yield from (Missed(task, error) for task in item.group)
-            elif deaths == MAX_DEATHS - 1:
-                waiting.extend(([task], deaths) for task in item.group)
+    except gone:
+        for other in [other for other, item in sent.items() if item.worker == worker]:
+            item = sent.pop(other)
+            try:
+                packed = ray.get(other)  # what it had finished before it died is there
+            except gone:
+                yield from _lose(item.group, item.deaths + 1, waiting)
             else:
-                waiting.append((item.group, deaths))
-        crew.replace(lost[0][1].worker)
-        failure = ray.get(crew.handles[lost[0][1].worker].ready.remote())
+                yield from _outcomes(item.group, packed)
+        crew.replace(worker)
+        failure = ray.get(crew.handles[worker].ready.remote())
         if failure is not None:
             raise _unpacked(failure) from None
         return
-    group = sent.pop(ref).group
+    yield from _outcomes(sent.pop(ref).group, packed)
+
+
+def _lose(group: Group, deaths: int, waiting: deque[tuple[Group, int]]) -> Iterator[Outcome]:
+    """Line up a group that was lost with its worker; give up the picture that has cost MAX_DEATHS."""
+    if deaths >= MAX_DEATHS:
+        error = ResourceError(
+            f"{deaths} workers died making it", "see if memory is enough", id="resource.worker"
+        )
+        yield from (Missed(task, error) for task in group)
+    elif deaths == MAX_DEATHS - 1:
+        waiting.extend(([task], deaths) for task in group)
+    else:
+        waiting.append((group, deaths))
+
+
+def _outcomes(group: Group, packed: list[dict[str, Any]]) -> Iterator[Outcome]:
+    """Yield what a worker sent back as outcomes of its group."""
     for record in packed:
         if "fatal" in record:
             raise _unpacked(record["fatal"])
