@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 
 from ddgen.app import canvas
 from ddgen.app.canvas import (
+    REACH,
     Frame,
     crop_box,
     extended,
     feathered,
     fit,
     grown,
-    matched,
+    joined,
     passes,
     paste,
+    spread,
     work_size,
 )
 from ddgen.weights.arch import SD15
@@ -117,18 +119,51 @@ def test_a_larger_canvas() -> None:
     picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     board, new = extended(picture, 1, 2, 3, 4)
     assert board.shape == (8, 6, 3) and np.array_equal(board[2:4, 1:3], picture) and new.sum() == 48 - 4
-    assert (board[0, 0] == picture[0, 0]).all() and (board[-1, -1] == picture[-1, -1]).all()
+    assert (board[1, 0] == picture[0, 0]).all(), "diagonally beside one known place alone"
+    assert (board >= picture.min((0, 1))).all() and (board <= picture.max((0, 1))).all()
 
 
-def test_colours_are_matched_at_the_seam_and_left_alone_far_away() -> None:
+def test_colours_meet_at_the_border_and_are_left_alone_far_away() -> None:
     below = np.full((40, 80, 3), 100, np.uint8)
-    above = np.full((40, 80, 3), 110, np.uint8)
+    above = np.full((40, 80, 3), 200, np.uint8)
     mask = block(40, 80, 0, 30, 40, 80)
-    found = matched(below, above, mask)
-    assert abs(int(found[20, 30, 0]) - 100) <= 1 and found[20, 60, 0] == 110
+    found = joined(below, above, mask)
+    assert abs(int(found[20, 30, 0]) - 100) <= 1 and found[20, 30 + REACH, 0] == 200
     assert np.array_equal(found[~mask], above[~mask]), "what is known is the paste's matter"
-    rising = np.diff(found[20, 30:50, 0].astype(int))
-    assert (rising >= 0).all() and rising.max() <= 2
+    rising = np.diff(found[20, 30:, 0].astype(int))
+    assert (rising >= 0).all() and rising.max() <= 6, "no step anywhere on the way"
+
+
+def test_what_is_new_keeps_its_own_detail_where_it_joins() -> None:
+    rng = np.random.default_rng(2)
+    detail = rng.integers(-9, 10, (40, 80, 3))
+    below = np.full((40, 80, 3), 100, np.uint8)
+    mask = block(40, 80, 0, 40, 40, 80)
+    plain, rich = (
+        joined(below, above.astype(np.uint8), mask).astype(int)
+        for above in (np.full((40, 80, 3), 130), 130 + detail)
+    )
+    kept = (rich - plain)[:, 40 + REACH // 2 :]
+    correlation = np.corrcoef(kept.ravel(), detail[:, 40 + REACH // 2 :].ravel())[0, 1]
+    assert correlation > 0.9
+
+
+def test_values_are_carried_outwards_ring_by_ring_and_levelled() -> None:
+    seen = np.zeros((9, 9), bool)
+    seen[3:6, 3:6] = True
+    values = np.where(seen, 1.0, 0.0)[..., None] * np.array([2.0, 5.0])
+    into = ~seen
+    into[:, 8] = False
+    found, rings = spread(values, seen, into)
+    assert (found[into] == [2.0, 5.0]).all() and (found[:, 8] == 0).all()
+    assert rings[4, 2] == 1 and rings[0, 0] == 3 and rings[4, 4] == 0 and rings[4, 8] == 0
+    _, near = spread(values, seen, into, 2)
+    assert near.max() == 2 and near[0, 0] == 0
+    stripes = np.zeros((20, 40, 1))
+    stripes[:, :4] = np.arange(20).reshape(20, 1, 1) % 2 * 100.0
+    edge = block(20, 40, 0, 0, 20, 4)
+    far, _ = spread(stripes, edge, ~edge)
+    assert np.ptp(far[:, 5, 0]) > np.ptp(far[5:15, 20, 0]) and np.ptp(far[5:15, 20, 0]) < 10, "no streaks"
 
 
 @pytest.mark.parametrize(

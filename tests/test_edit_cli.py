@@ -232,6 +232,11 @@ def test_outpaint(ddgen: Call) -> None:
         "-v",
     )
     assert code == 0 and "passes" in err, err
+    plans = [
+        json.loads(ddgen("outpaint", "p.png", "cat", "--by", "all25%", "--plan", "--json", *more)[1])
+        for more in ((), ("--strength", "0.5"))
+    ]
+    assert [plan["edit"]["strength"] for plan in plans] == [0.75, 0.5]
     after = read("o.png")
     assert after.shape == (160, 348, 3) and np.array_equal(after[32:160, 20:148], read("p.png"))
     assert ddgen("outpaint", "p.png", "cat", "--to", "150x130", "--steps", "1", "-o", "t.png")[0] == 0

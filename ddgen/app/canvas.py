@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,7 @@ Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels, the last two outside."""
 
 TOGETHER = 1.5
+REACH = 32  # pixels beyond a border over which colours are brought together
 FITS = ("crop", "pad", "stretch")
 LANCZOS, BOX = Image.Resampling.LANCZOS, Image.Resampling.BOX
 
@@ -108,13 +109,13 @@ class Frame:
     def put(self, pixels: "Pixels", made: "Pixels", weight: "Weight", *, match: bool = False) -> "Pixels":
         """Return the picture with what was made of its part laid over it by a weight of the picture's size.
 
-        match: shift the colours near the seam to those of the picture.
+        match: shift the colours near the border to those of the picture.
         """
         left, top, right, bottom = self.box
         part = resize(made, right - left, bottom - top)
         below, share = pixels[self.place], weight[self.place]
         found = pixels.copy()
-        found[self.place] = paste(below, matched(below, part, share > 0) if match else part, share)
+        found[self.place] = paste(below, joined(below, part, share > 0) if match else part, share)
         return found
 
 
@@ -125,31 +126,65 @@ def paste(below: "Pixels", above: "Pixels", weight: "Weight") -> "Pixels":
     return np.where(share > 0, mixed.round().astype(np.uint8), below)
 
 
-def matched(below: "Pixels", above: "Pixels", mask: "Mask", reach: int = 12) -> "Pixels":
-    """Return `above` with its colours inside the mask shifted by what it misses of `below` around it.
+def joined(below: "Pixels", above: "Pixels", mask: "Mask") -> "Pixels":
+    """Return `above` with its colours inside the mask shifted so that no border shows: at the border it
+    meets the pixels of `below`, from there the shift fades to nothing over REACH pixels.
 
-    The shift is the mean difference of the known pixels at most `reach` away and fades to nothing there: an
-    autoencoder, or a window at another size, returns what it was given in slightly other colours, which
-    would show as a seam.
+    An autoencoder, or a window at another size, returns what it was given in slightly other colours, and
+    a network may go on with something else than what it was shown. The shift is what the first new pixel
+    misses of the known one beside it, carried on outwards and levelled along the border as it goes: a
+    gradient that the border does not have, laid over all that the new part has of its own. Ref: Perez et
+    al. 2003, "Poisson image editing", whose membrane this is for a mask of any extent.
     """
-    known = (~mask)[..., None].astype(np.float64)
-    near = _boxed(known, reach)
-    shift = _boxed(known * (below.astype(np.float64) - above), reach) / np.maximum(near, 1e-9)
-    moved = above + shift * np.minimum(1.0, 2 * near)
+    known, first = ~mask, np.zeros_like(mask)
+    missed = np.zeros(below.shape, np.float64)
+    count = np.zeros(mask.shape, np.int64)
+    for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        beside = _moved(known, axis, step) & mask
+        missed += _moved(below.astype(np.float64), axis, step) * beside[..., None]
+        count += beside
+        first |= beside
+    missed = missed / np.maximum(count, 1)[..., None] - above
+    shift, rings = spread(missed, first, mask & ~first, REACH)
+    fade = np.where(first | (rings > 0), 0.5 + 0.5 * np.cos(np.pi * rings / REACH), 0.0)
+    moved = above + shift * fade[..., None]
     return np.where(mask[..., None], moved.round().clip(0, 255).astype(np.uint8), above)
 
 
-def _boxed(values: "NDArray[np.float64]", reach: int) -> "NDArray[np.float64]":
-    """Return the mean over a square of 2 reach + 1 around each place, of what lies inside."""
-    for axis in (0, 1):
-        total = np.cumsum(values, axis=axis)
-        total = np.concatenate([np.zeros_like(np.take(total, [0], axis)), total], axis)
-        length = values.shape[axis]
-        at = np.arange(length)
-        high, low = np.minimum(at + reach + 1, length), np.maximum(at - reach, 0)
-        count = (high - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        values = (np.take(total, high, axis) - np.take(total, low, axis)) / count
-    return values
+def _moved(values: "NDArray[Any]", axis: int, step: int) -> "NDArray[Any]":
+    """Return values moved by one place; what comes in over the edge is zero."""
+    found = np.zeros_like(values)
+    here, there = [slice(None)] * 2, [slice(None)] * 2
+    here[axis], there[axis] = (slice(1, None), slice(-1)) if step > 0 else (slice(-1), slice(1, None))
+    found[tuple(here)] = values[tuple(there)]
+    return found
+
+
+def spread(
+    values: "NDArray[np.float64]", seen: "Mask", into: "Mask", reach: int | None = None
+) -> tuple["NDArray[np.float64]", "NDArray[np.int64]"]:
+    """Carry the values (H, W, C) of the seen places into others, ring by ring, each place the mean of its
+    neighbours of the rings before; return them and the ring of each place, 0 = none.
+
+    What is carried far is level along the border: a picture goes on as its colours, without streaks.
+    """
+    high, wide = seen.shape[0] + 2, seen.shape[1] + 2
+    total = np.pad(values, ((1, 1), (1, 1), (0, 0))).reshape(high * wide, -1)
+    known, open_ = np.pad(seen, 1).ravel(), np.pad(into & ~seen, 1).ravel()
+    rings = np.zeros(high * wide, np.int64)
+    around = np.array([y * wide + x for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x])
+    beside = grown(known.reshape(high, wide), 1).ravel()
+    front, ring = np.flatnonzero(beside & open_), 0
+    while front.size and (reach is None or ring < reach):
+        ring += 1
+        places = front[:, None] + around
+        near = known[places][..., None]
+        total[front] = (total[places] * near).sum(1) / near.sum(1)
+        known[front], open_[front], rings[front] = True, False, ring
+        others = np.unique(places)
+        front = others[open_[others]]
+    inner = (slice(1, -1), slice(1, -1))
+    return total.reshape(high, wide, -1)[inner], rings.reshape(high, wide)[inner]
 
 
 def grown(mask: "Mask", by: int) -> "Mask":
@@ -205,12 +240,12 @@ def _widened(start: int, end: int, least: int, limit: int) -> tuple[int, int]:
 
 
 def extended(pixels: "Pixels", left: int, top: int, right: int, bottom: int) -> tuple["Pixels", "Mask"]:
-    """Return a larger canvas, its edge drawn outwards so that an encoder meets no hard border, and what is
-    new of it."""
+    """Return a larger canvas, its edge's colours carried outwards so that an encoder meets no hard border
+    and a run may begin from them, and what is new of it."""
     room = ((top, bottom), (left, right))
-    return np.pad(pixels, (*room, (0, 0)), mode="edge"), np.pad(
-        np.zeros(pixels.shape[:2], bool), room, constant_values=True
-    )
+    new = np.pad(np.zeros(pixels.shape[:2], bool), room, constant_values=True)
+    board = np.pad(pixels, (*room, (0, 0)))
+    return spread(board.astype(np.float64), ~new, new)[0].round().astype(np.uint8), new
 
 
 def passes(width: int, height: int, known: Box, across: int, down: int) -> Iterator[Box]:

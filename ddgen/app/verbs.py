@@ -146,7 +146,7 @@ def inside(
 ) -> Draw:
     """Return what makes a masked part of a picture anew; all else of it is kept, bit for bit.
 
-    weight: how much of the new is seen, 0 outside the mask. match: its colours are shifted to those around.
+    weight: how much of the new is seen, 0 outside the mask. match: its colours are shifted to meet those around.
     """
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":

@@ -14,7 +14,7 @@ from ddgen.request import Edit
 
 EXAMPLES = """Examples:
   ddgen outpaint apple.png "a red apple on a table" --by left64,right64
-  ddgen outpaint apple.png --by all25%
+  ddgen outpaint apple.png --by all25% --strength 0.6
   ddgen outpaint wide.png "mountains" --to 1024x512
 
 A large step is made in several passes, each beside what is there.
@@ -48,12 +48,15 @@ def outpaint(
     prompts: flags.Prompts = None,
     by: By = None,
     to: To = None,
+    strength: editing.Strength = None,
 ) -> None:
     """Go on beyond the edges of a picture; the picture itself comes back bit for bit.
 
-    Without a prompt, the picture's own is used.
+    What is new begins as the edge's colours under noise: less --strength keeps more of them, 1 almost
+    nothing. [0.75] Without a prompt, the picture's own is used.
     """
     values, spec = editing.settle(context)
+    share = editing.strength_of(strength, 0.75)
     if verbs.reads(spec.arch) == "image":
         editing.refuse_special_inputs(spec, "outpaint")
     picture = editing.read_picture(image, prompts)
@@ -64,7 +67,7 @@ def outpaint(
     known = (left, up, left + picture.size[0], up + picture.size[1])
     windows = list(canvas.passes(width, height, known, spec.defaults.width, spec.defaults.height))
     frames = verbs.frames_of(spec, windows)
-    record = Edit("outpaint", canvas.digest(board), canvas.digest(new))
+    record = Edit("outpaint", canvas.digest(board), canvas.digest(new), share)
     request = sample.make_request(values, texts, spec, None, None)
     request, jobs = editing.plan_jobs(request, spec, record, frames[0].width, frames[0].height)
     editing.warn_of_alpha(picture)
