@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
+from ddgen.app import inputs
 from ddgen.app import pipeline as pipelines
 from ddgen.app.batch import OnStep
 from ddgen.app.outcome import Made, Missed, Outcome
 from ddgen.app.pipeline import Pipeline
 from ddgen.app.produce import Saving
 from ddgen.app.tasks import Task
-from ddgen.diffusion.samplers import SAMPLERS
+from ddgen.diffusion.samplers import SAMPLERS, Step
 from ddgen.errors import DdgenError, NumericsError, ResourceError
 from ddgen.io import images, metadata
 from ddgen.request import Job
@@ -48,7 +49,7 @@ class Renderer:
                 continue
             begun = time.monotonic()
             try:
-                pixels = self._run([task.job for task in group], on_step)
+                pixels = self._run(group, on_step)
             except (ResourceError, torch.OutOfMemoryError) as error:
                 if len(group) == 1:
                     raise _out_of_memory(group[0].job, error) from error
@@ -68,10 +69,15 @@ class Renderer:
             for task, picture in zip(group, pixels, strict=True):
                 yield Made(task, self._file(task, picture), each)
 
-    def _run(self, jobs: list[Job], on_step: OnStep) -> list[images.Pixels]:
-        return pipelines.run(
-            self.pipeline, jobs, lambda step, steps: on_step(step.index + 1, steps, len(jobs))
-        )
+    def _run(self, group: Sequence[Task], on_step: OnStep) -> list[images.Pixels]:
+        jobs, read = [task.job for task in group], group[0].inputs
+
+        def tell(step: Step, steps: int) -> None:
+            on_step(step.index + 1, steps, len(jobs))
+
+        if read is None:
+            return pipelines.run(self.pipeline, jobs, tell)
+        return inputs.draw(read, jobs[0])(self.pipeline, jobs, tell)
 
     def _file(self, task: Task, picture: images.Pixels) -> bytes:
         texts = metadata.describe(task.job, self.origin(task.job), self.saving.metadata, task.id)

@@ -13,8 +13,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ddgen.app import naming, plan
+from ddgen.app import inputs, naming, plan
 from ddgen.app.identity import derived_seed, job_id
+from ddgen.app.inputs import Inputs
 from ddgen.app.ledger import Shard
 from ddgen.app.styles import Style, apply_style
 from ddgen.errors import DdgenError, InputError, UsageError
@@ -36,13 +37,14 @@ _RIVALS = {
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One picture to make: its job, the job's id, its path, and the line it came from."""
+    """One picture to make: its job, the job's id, its path, the line it came from, the pictures it reads."""
 
     job: Job
     id: str
     path: Path
     source: str = ""
     line: int = 0
+    inputs: Inputs | None = None
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Planner:
     base:     settings of the command line.
     run_seed: what seeds are derived from where none is said.
     expand:   a template -> its prompts.
+    folder:   a line's source, as messages call it -> where its paths start.
+    models:   of the controls that lines name, in order.
     """
 
     spec: Spec
@@ -63,6 +67,8 @@ class Planner:
     expand: Callable[[str], Iterable[str]] = lambda text: (text,)
     styles: Mapping[str, Style] = field(default_factory=dict)
     shard: Shard = field(default_factory=Shard)
+    folder: Callable[[str], Path] = lambda source: Path()
+    models: tuple[Path, ...] = ()
     duplicates: int = 0
     _count: int = 0
     _repeats: dict[int, int] = field(default_factory=dict)
@@ -103,12 +109,15 @@ class Planner:
             repeat = self._repeat(prompt)
             for combination in _product(settings):
                 styled, combination = self._styled(prompt, combination)
+                read, combination = inputs.take(combination, self.folder(line.source), self.models)
                 seed = derived_seed(self.run_seed, prompt, repeat)
-                for job in plan.plan(self._request(styled, combination, seed), self.spec):
+                request = self._request(styled, combination, seed)
+                found = plan.plan(request, self.spec) if read is None else inputs.jobs(read, request, self.spec)
+                for job in found:
                     made += 1
                     if made > MAX_TASKS_PER_LINE:
                         raise InputError(f"makes more than {MAX_TASKS_PER_LINE} pictures", "split the line")
-                    task = self._task(job, line)
+                    task = self._task(job, line, read)
                     if task is not None:
                         yield task
 
@@ -131,7 +140,7 @@ class Planner:
             values["seed"] = seed
         return Request(prompts=(prompt,), **values)
 
-    def _task(self, job: Job, line: PromptLine) -> Task | None:
+    def _task(self, job: Job, line: PromptLine, read: Inputs | None) -> Task | None:
         self._count += 1
         id = job_id(job, self.model)
         key = bytes.fromhex(id)
@@ -142,7 +151,7 @@ class Planner:
         if not self.shard.holds(self._count - 1):
             return None
         path = self.target.root / self._name(job, id)
-        return Task(job, id, path, line.source, line.number)
+        return Task(job, id, path, line.source, line.number, read)
 
     def _name(self, job: Job, id: str) -> str:
         if self.target.kind != "template":
@@ -187,6 +196,10 @@ def replayable(task: Task, note: str) -> dict[str, object]:
     for later in fields(Job):
         if later.name in KEYS and later.default is not MISSING and getattr(job, later.name) != later.default:
             record[later.name] = getattr(job, later.name)
+    if task.inputs is not None:
+        record |= inputs.settings_of(task.inputs)
+        if "mask" in record:  # its size is that of the picture
+            record = {name: value for name, value in record.items() if name not in ("width", "height")}
     return {**record, "expand": False, "note": note}
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Draw = Callable[["Pipeline", Sequence[Job], "OnStep"], "list[Pixels]"]
 """(pipeline, batch of jobs, on_step) -> one picture a job."""
 
+STRENGTH = 0.75  # the usual one
+INSTRUCTED = 1.5  # the usual --image-guidance of networks that follow instructions
 TILED_FROM = 1.5  # times the area that the model is made for
 
 

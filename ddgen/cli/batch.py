@@ -23,6 +23,7 @@ EXAMPLES = """Examples:
   printf 'a red apple\\na fox\\n' | ddgen batch - -o out --json
   ddgen batch prompts.txt -o out --shard $SLURM_ARRAY_TASK_ID/8
   ddgen batch out/failed.jsonl -o out
+  ddgen batch edits.jsonl -o out --control-model canny.safetensors
 
 Running the same command again makes only what is missing.
 The forms of a prompt file are described in prompts/README.md.
@@ -59,6 +60,10 @@ Files = Annotated[
         help="Prompt files: txt, jsonl, csv, tsv or toml; '-' is standard input.",
         show_default=False,
     ),
+]
+Inputs = Annotated[
+    str | None,
+    flags.value(BATCH, "DIR", "Where init, mask and control of lines are. [beside the file]", "--inputs"),
 ]
 InputFormat = Annotated[
     str | None,
@@ -141,6 +146,7 @@ def batch(
     no_expand: NoExpand = False,
     wildcards: Wildcard = None,
     max_expansions: MaxExpansions = None,
+    inputs: Inputs = None,
     input_format: InputFormat = None,
     encoding: Encoding = None,
     shard: ShardFlag = None,
@@ -155,6 +161,7 @@ def batch(
     weights_file: flags.WeightsFile = None,
     lora: flags.Lora = None,
     embedding: flags.Embedding = None,
+    control_model: flags.ControlModel = None,
     vae: flags.Vae = None,
     prediction: flags.Prediction = None,
     clip_skip: flags.ClipSkip = None,
@@ -227,6 +234,8 @@ def batch(
         look_only=plan,
         loras=tuple(lora or ()),
         embeddings=tuple(embedding or ()),
+        inputs=inputs,
+        control_models=tuple(control_model or ()),
     )
     check_input(options.files)
     batch_run.run(options, plain, read_target(plain, options.files))

@@ -60,6 +60,8 @@ class Options:
     look_only: bool
     loras: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
+    inputs: str | None = None
+    control_models: tuple[str, ...] = ()
 
 
 def run(options: Options, values: dict[str, Any], target: Target) -> None:
@@ -107,7 +109,21 @@ def make_planner(options: Options, values: dict[str, Any], spec: Spec, target: T
         expand=expander(options) if options.expand else lambda text: (text,),
         styles=load_styles(options.styles_file),
         shard=options.shard,
+        folder=folders(options),
+        models=tuple(Path(model).absolute() for model in options.control_models),
     )
+
+
+def folders(options: Options) -> Callable[[str], Path]:
+    """Return where the pictures that a line names are looked for: beside its prompt file, or where --inputs
+    says."""
+    if options.inputs is not None:
+        given = Path(options.inputs).absolute()
+        if not given.is_dir():
+            raise InputError(f"--inputs '{options.inputs}' is no directory", "check the path", id="input.inputs")
+        return lambda source: given
+    beside = {shown_name(path): Path(path).absolute().parent for path in options.files if path != "-"}
+    return lambda source: beside.get(source, Path.cwd())
 
 
 def expander(options: Options) -> Callable[[str], Iterable[str]]:
@@ -243,6 +259,8 @@ def fresh(planner: Planner) -> Planner:
         planner.expand,
         planner.styles,
         planner.shard,
+        planner.folder,
+        planner.models,
     )
 
 

@@ -53,7 +53,7 @@ def edit(
     values, spec = editing.settle(context)
     how = choose("fit", "crop" if fit is None else fit, canvas.FITS)
     guided = editing.image_guidance_of(image_guidance, spec)
-    share = editing.strength_of(strength, None if guided is not None else 0.75)
+    share = editing.strength_of(strength, None if guided is not None else verbs.STRENGTH)
     picture = editing.read_picture(image, prompts)
     texts = editing.words(context, values, picture, 'ddgen edit IMAGE "a red penguin"')
     request = sample.make_request(values, texts, spec, context.params["size"], context.params["ar"])

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 EDITING = "Editing"
 SAMPLE_ALONE = ("filmstrip", "filmstrip_steps", "control", "control_model")
-INSTRUCTED = 1.5  # the usual --image-guidance of networks that follow instructions
 
 Image = Annotated[
     str,
@@ -230,7 +229,7 @@ def image_guidance_of(text: str | None, spec: Spec) -> float | None:
             )
         return None
     found = (
-        INSTRUCTED if text is None else float(settings.read_flag("--image-guidance", text, settings.number))
+        verbs.INSTRUCTED if text is None else float(settings.read_flag("--image-guidance", text, settings.number))
     )  # type: ignore[arg-type]
     if not 0 <= found <= planning.MAX_GUIDANCE:
         raise UsageError(

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddgen.app import canvas, verbs
+from ddgen.app import canvas, inputs, verbs
 from ddgen.cli import console, editing, flags, sample
 from ddgen.cli.editing import EDITING, Picture
 from ddgen.cli.flags import switch, value
-from ddgen.errors import InputError, UsageError
+from ddgen.errors import UsageError
 from ddgen.request import Edit
 
 if TYPE_CHECKING:
@@ -140,22 +140,8 @@ def read_mask(picture: Picture, mask: str | None, box: str | None) -> "Mask":
         return area
     assert mask is not None
     if mask == "alpha":
-        if picture.alpha is None:
-            raise InputError(
-                f"image '{picture.name}' has no alpha",
-                "give --mask FILE or --box X,Y,W,H",
-                id="input.mask",
-            )
-        return picture.alpha < 128
-    levels = images.read_image(mask, editing.read_bytes(mask))
-    if levels.shape[:2] != (height, width):
-        found = f"{levels.shape[1]}x{levels.shape[0]}"
-        raise InputError(
-            f"mask '{mask}' is {found}, the picture is {width}x{height}",
-            "give one of the picture's size",
-            id="input.mask",
-        )
-    return levels.mean(2) >= 127.5
+        return inputs.alpha_mask(picture.name, picture.alpha, "give --mask FILE or --box X,Y,W,H")
+    return inputs.read_mask(mask, images.read_image(mask, editing.read_bytes(mask)), width, height)
 
 
 def read_box(text: str, width: int, height: int) -> tuple[int, int, int, int]:

@@ -56,7 +56,7 @@ def outpaint(
     nothing. [0.75] Without a prompt, the picture's own is used.
     """
     values, spec = editing.settle(context)
-    share = editing.strength_of(strength, 0.75)
+    share = editing.strength_of(strength, verbs.STRENGTH)
     if verbs.reads(spec.arch) == "image":
         editing.refuse_special_inputs(spec, "outpaint")
     picture = editing.read_picture(image, prompts)

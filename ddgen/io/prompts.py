@@ -8,7 +8,7 @@ the number of lines.
     prompt,steps                                csv: the first line names the columns
     prompts = ["a tulip", {prompt = "..."}]     toml: with an optional [defaults] table
 
-Every file is data: nothing in it names another file. Knows no planner, no expansion, no range of a setting.
+Every file is data: it names no other file but pictures beside or below it. Knows no planner, no expansion, no range of a setting.
 """
 
 import codecs

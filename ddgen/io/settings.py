@@ -4,8 +4,8 @@ types.
     {"steps": "20,30", "cfg": 7}  ->  {"steps": (20, 30), "guidance": (7.0,)}
 
 Every setting is a tuple of values: one is the rule, several are a sweep, and a line makes their product. Only
-what shapes the picture may stand in a prompt file: where files are read or written, and which weights are
-trusted, is said on the command line alone. Ranges are the planner's matter.
+what shapes the picture may stand in a prompt file: where files are written, and which weights are trusted, is
+said on the command line alone; pictures may be named that lie beside or below it (app/inputs.py). Ranges are the planner's matter.
 """
 
 import math
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ddgen.errors import nearest
 
-Value = bool | str | int | float | tuple[float, ...]
+Value = bool | str | int | float | tuple[float, ...] | tuple[str, ...]
 Settings = Mapping[str, tuple[Value, ...]]
 
 MAX_VALUES = 1000
@@ -91,6 +91,14 @@ def read_size(value: object) -> str:
     return value.strip()
 
 
+def read_controls(value: object) -> tuple[str, ...]:
+    """Read one or several controls: `canny:a.png; scribble:b.png` or a list of texts."""
+    parts = value.split(";") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not parts or not all(isinstance(part, str) for part in parts):
+        raise ValueError("is not TYPE:IMAGE")
+    return tuple(part.strip() for part in parts)
+
+
 @dataclass(frozen=True)
 class Key:
     """How one setting is read.
@@ -124,9 +132,12 @@ KEYS: dict[str, Key] = {
     "tile": Key(read_text),
     "variation": Key(read_float),
     "variation_seed": Key(read_int),
-    "tile": Key(read_text),
-    "variation": Key(read_float),
-    "variation_seed": Key(read_int),
+    "init": Key(read_text, split=False),
+    "mask": Key(read_text, split=False),
+    "control": Key(read_controls, split=False, wide=True),
+    "strength": Key(read_float),
+    "image_guidance": Key(read_float),
+    "fit": Key(read_text),
     "style": Key(read_text),
     "expand": Key(read_bool),
     "note": Key(read_text, split=False),
@@ -155,6 +166,7 @@ REFUSED = {
     "vae": "--vae",
     "lora": "--lora",
     "embedding": "--embedding",
+    "control_model": "--control-model",
     "device": "--device",
     "dtype": "--dtype",
     "output": "--output",
@@ -198,7 +210,7 @@ def read_values(name: str, value: object) -> tuple[Value, ...]:
     if isinstance(value, str) and key.split and "," in value:
         parts = [part for part in value.split(",") if part.strip()]
     elif isinstance(value, list | tuple) and not (
-        key.wide and value and not isinstance(value[0], list | tuple | str)
+        key.wide and value and not isinstance(value[0], (list, tuple) if name == "control" else (list, tuple, str))
     ):
         parts = list(value)
     else:
@@ -251,9 +263,12 @@ _EXAMPLES = {
     "tile": "xy",
     "variation": "0.2",
     "variation_seed": "7",
-    "tile": "xy",
-    "variation": "0.2",
-    "variation_seed": "7",
+    "init": "in/apple.png",
+    "mask": "in/mask.png",
+    "control": "canny:in/apple.png:0.8",
+    "strength": "0.6",
+    "image_guidance": "1.5",
+    "fit": "crop",
     "expand": "false",
     "note": "text",
 }
