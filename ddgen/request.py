@@ -29,6 +29,7 @@ class Request:
     rng:               whose noise: "ddgen", or as "diffusers", "a1111" or "comfy" draw it.
     prompt_syntax:     "a1111" (weights, changes over the steps, AND, BREAK) or "plain" (every character is itself).
     tile:              "x", "y" or "xy": the axes along which the picture's ends meet; "" = none.
+    transparent:       the picture is drawn on the model's key colour, which is then cut out: RGBA.
     variation:         how far the noise lies on the way to that of `variation_seed` (slerp), 0 to 1.
     """
 
@@ -50,6 +51,7 @@ class Request:
     prompt_syntax: str = "a1111"
     rng: str = "ddgen"
     tile: str = ""
+    transparent: bool = False
     variation: float = 0.0
     variation_seed: int | None = None
 
@@ -111,6 +113,7 @@ class Job:
     prompt_syntax: str = "a1111"
     rng: str = "ddgen"
     tile: str = ""
+    transparent: bool = False
     variation: float = 0.0
     variation_seed: int = 0
     toward: str = ""

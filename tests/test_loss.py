@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from ddgen.diffusion.denoiser import Denoiser
-from ddgen.diffusion.loss import WEIGHTINGS, denoising_loss, forward_process, sigmas_at, stratified
+from ddgen.diffusion.loss import (
+    WEIGHTINGS,
+    denoising_loss,
+    forward_process,
+    posterior_mean,
+    sigmas_at,
+    stratified,
+)
 from ddgen.diffusion.prediction import target
 from ddgen.errors import UsageError
 from fakes import SCHEDULE_OF, SCHEDULES, GaussianNetwork, no_text, schedule
@@ -99,3 +106,29 @@ def test_unknown_weighting():
     one = torch.ones(1, 1, 1, 1)
     with pytest.raises(UsageError, match="unknown weighting 'minsnr'; did you mean 'min_snr'"):
         denoising_loss(denoiser, one, no_text(1), torch.ones(1), one, weighting="minsnr")
+
+
+def test_posterior_mean_is_the_ideal_denoiser():
+    """Two known pictures: near one it is that one, far out at high noise it is their weighted mean; and it is
+    Bayes' rule in between."""
+    known = torch.tensor([[1.0, 0.0], [-1.0, 0.5]]).reshape(2, 2, 1, 1)
+    chances = torch.tensor([0.75, 0.25])
+    x = known + 0.01
+    assert (posterior_mean(x, torch.full((2,), 0.02), known, chances) - known).abs().max() < 1e-6
+    far = posterior_mean(torch.zeros(1, 2, 1, 1), torch.tensor([1e4]), known, chances)
+    assert (far - (0.75 * known[0] + 0.25 * known[1])).abs().max() < 1e-4
+    sigma, point = 0.8, torch.tensor([0.2, 0.3])
+    weights = chances * torch.exp(-((point - known.flatten(1)) ** 2).sum(1) / (2 * sigma**2))
+    wanted = (weights / weights.sum()) @ known.flatten(1)
+    found = posterior_mean(point.reshape(1, 2, 1, 1), torch.tensor([sigma]), known, chances)
+    assert (found.flatten() - wanted).abs().max() < 1e-6
+
+
+def test_posterior_mean_as_target_has_the_same_gradient_on_average():
+    """E[D - mean] = E[D - x0] given x: summed over the pictures by their posterior, the targets agree."""
+    known = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    chances = torch.full((5,), 0.2, dtype=torch.float64)
+    x, sigma = torch.randn(1, 3, 2, 2, dtype=torch.float64), torch.tensor([0.9], dtype=torch.float64)
+    logits = -((x - known) ** 2).flatten(1).sum(1) / (2 * sigma**2)
+    wanted = (logits.softmax(0)[:, None] * known.flatten(1)).sum(0)
+    assert (posterior_mean(x, sigma, known, chances).flatten() - wanted).abs().max() < 1e-12

@@ -10,7 +10,17 @@ import pytest
 from PIL import Image
 
 from ddgen.app import stickers
-from ddgen.app.concepts import COLOURS, STYLES, Concept, captions, concepts, with_article
+from ddgen.app.concepts import (
+    BACKGROUNDS,
+    COLOURS,
+    KEY,
+    STYLES,
+    Concept,
+    captions,
+    concepts,
+    held_out,
+    with_article,
+)
 from ddgen.app.dataset import read_folder
 from ddgen.errors import InputError, NetworkError, UsageError
 
@@ -62,7 +72,9 @@ def packages(tmp_path):
 def test_every_picture_has_its_line_licence_and_digest(packages, tmp_path):
     out = tmp_path / "out"
     built = list(stickers.build(out, packages, listed=LISTED, render=draw))
-    assert len(built) == built[0].total == 3 * (2 + len(COLOURS))
+    drawn = [len(stickers.compositions(concept)) for concept in LISTED]
+    assert len(built) == built[0].total == 3 * sum(drawn)
+    assert max(drawn) > 1 + len(COLOURS), "recoloured, and on backgrounds"
     rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert [row["file_name"] for row in rows] == [item.file for item in built]
     for row in rows:
@@ -76,6 +88,21 @@ def test_every_picture_has_its_line_licence_and_digest(packages, tmp_path):
     again = tmp_path / "again"
     list(stickers.build(again, packages, listed=LISTED, render=draw))
     assert (again / "metadata.jsonl").read_bytes() == (out / "metadata.jsonl").read_bytes()
+
+
+def test_held_out_compositions_are_never_drawn_and_the_key_always(packages, tmp_path):
+    list(stickers.build(tmp_path, packages, listed=LISTED, render=draw))
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert not ("colour" in row and held_out(row["icon"], row["colour"], "thing"))
+        assert not ("background" in row and held_out(row["icon"], row["background"], "background"))
+    for concept in LISTED:
+        assert any(row["icon"] == concept.icon and row.get("background") == KEY for row in rows)
+    every = [held_out(concept.icon, colour, "background") for concept in concepts() for colour in BACKGROUNDS]
+    assert 0.1 < sum(every) / len(every) < 0.3
+    ground = next(row for row in rows if row.get("background") == KEY)
+    assert Image.open(tmp_path / ground["file_name"]).getpixel((0, 0)) == BACKGROUNDS[KEY]
+    assert all(f"on a {KEY} background" in text or f"{KEY} background" in text for text in ground["captions"])
 
 
 def test_an_interrupted_build_has_no_manifest(packages, tmp_path):
@@ -94,7 +121,7 @@ def test_recoloured_pictures_have_the_colour_and_keep_the_ground(packages):
         assert np.array_equal(made[..., 3], raw[..., 3])
         found = Image.fromarray(made[32:33, 32:33, :3]).convert("HSV").getpixel((0, 0))[0] / 256 * 360
         assert abs((found - wanted + 180) % 360 - 180) < 12
-        assert (stickers.on_white(made)[0, 0] == 255).all()
+        assert (stickers.laid_on(made)[0, 0] == 255).all()
 
 
 def test_svg_takes_size_from_the_icon_and_follows_aliases(packages):

@@ -1,10 +1,14 @@
-"""What the sticker data set shows and how it is called: concepts, captions and colours.
+"""What the sticker data set shows and how it is called: concepts, captions, colours and backgrounds.
 
     red-apple | red apple, apple        ->  "a red apple", "an apple, twemoji style", "noto apple", ...
+    on blue                             ->  "a red apple on a blue background", ...
 
-Every caption has a weight: how often training draws it. Knows no pictures.
+Every caption has a weight: how often training draws it. A fixed part of the compositions (a thing in a colour
+that is not its own, a thing on a background) is held out: never trained, so that it can be asked for. Knows no
+pictures.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +34,25 @@ COLOURS = {
     "purple": (275, 0.8, 0.9),
     "pink": (335, 0.62, 1.12),
 }
-RECOLOURED_WEIGHT = 1 / 3
+RECOLOURED_WEIGHT = 1 / 4
+
+# background -> RGB; the last is a colour that no thing has, which `--transparent` keys out
+BACKGROUNDS = {
+    "red": (229, 57, 53),
+    "orange": (251, 140, 0),
+    "yellow": (253, 216, 53),
+    "green": (67, 160, 71),
+    "blue": (66, 133, 244),
+    "purple": (142, 36, 170),
+    "pink": (244, 143, 177),
+    "black": (20, 20, 20),
+    "gray": (158, 158, 158),
+    "magenta": (255, 0, 255),
+}
+KEY = "magenta"
+BACKGROUND_WEIGHT = 1 / 16
+KEY_WEIGHT = 1 / 4
+HELD_OUT = 5  # one composition in so many is never trained
 
 # how a phrase "a red apple" (or a bare "red apple") is put, and how often
 TEMPLATES = (
@@ -44,6 +66,13 @@ TEMPLATES = (
     ("a picture of {phrase}", 0.4),
     ("a drawing of {phrase}", 0.3),
     ("an icon of {phrase}", 0.3),
+)
+
+ON_BACKGROUND = (
+    ("{phrase} on a {colour} background", 3.0),
+    ("{name} on a {colour} background", 1.5),
+    ("{phrase}, {style} style, on a {colour} background", 1.0),
+    ("{phrase}, {colour} background", 1.0),
 )
 
 
@@ -114,3 +143,23 @@ def captions(names: tuple[str, ...], style: str) -> dict[str, float]:
             text = template.format(phrase=with_article(name), name=name.rstrip("!"), style=style)
             found[text] = found.get(text, 0.0) + weight
     return found
+
+
+def on_background(names: tuple[str, ...], style: str, colour: str) -> dict[str, float]:
+    """Return the captions of a picture on a coloured background; of its first two names."""
+    return {
+        template.format(phrase=with_article(name), name=name.rstrip("!"), style=style, colour=colour): weight
+        for name in names[:2]
+        for template, weight in ON_BACKGROUND
+    }
+
+
+def held_out(icon: str, colour: str, kind: str) -> bool:
+    """Return whether a composition is never trained. kind: "thing" (recoloured) or "background".
+
+    The choice hangs on the names alone, so it is the same in every build.
+    """
+    if kind == "background" and colour == KEY:
+        return False
+    digest = hashlib.sha256(f"{kind}/{icon}/{colour}".encode()).digest()
+    return digest[0] % HELD_OUT == 0

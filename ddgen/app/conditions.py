@@ -82,7 +82,7 @@ def bind(
     denoiser, scale = pipeline.denoiser, torch.tensor([job.guidance for job in jobs], device=pipeline.device)
     if pipeline.spec.arch.unet.guidance_dim:  # distilled with the scale as an input: no second branch
         denoiser, scale = _with_guidance_input(denoiser, scale), torch.ones_like(scale)
-    positives = [compose(job.prompt, grid.steps, job.prompt_syntax) for job in jobs]
+    positives = [compose(_words(job, pipeline.spec), grid.steps, job.prompt_syntax) for job in jobs]
     negatives = [compose(job.negative, grid.steps, job.prompt_syntax, conjunction=False)[0] for job in jobs]
     weights = _weights(positives).to(pipeline.device)
     composed = weights.shape[1] > 1 or bool((weights != 1).any())
@@ -131,6 +131,11 @@ def _by_step(grid: Grid, segments: list[tuple[int, Denoise]]) -> Denoise:
         return chosen(x, sigma)
 
     return denoise
+
+
+def _words(job: Job, spec: Spec) -> str:
+    """Return the text that a job's picture is made from: its prompt, and what asks for a ground to cut out."""
+    return job.prompt + spec.ground["suffix"] if job.transparent and spec.ground is not None else job.prompt
 
 
 def _weights(positives: Sequence[Sequence[Part]]) -> Tensor:

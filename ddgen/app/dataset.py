@@ -75,6 +75,24 @@ class Dataset:
         self._chances = [np.array(list(example.captions.values())) for example in self.examples]
         self._chances = [chance / chance.sum() for chance in self._chances]
 
+        self._fitting = self._invert()
+
+    def _invert(self) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """Return for each text its pictures and how likely each is to be drawn with it."""
+        pictures: list[list[int]] = [[] for _ in self.texts]
+        chances: list[list[float]] = [[] for _ in self.texts]
+        for i, (choices, shares) in enumerate(zip(self._choices, self._chances, strict=True)):
+            for text, share in zip(choices, shares, strict=True):
+                pictures[text].append(i)
+                chances[text].append(self._weights[i] * share)
+        fitting = [(np.array(p, np.int64), np.array(c)) for p, c in zip(pictures, chances, strict=True)]
+        fitting[0] = (np.arange(len(self), dtype=np.int64), self._weights)
+        return fitting
+
+    def pictures_of(self, text: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the pictures that may be drawn with a text, and in what proportion; all, for the empty one."""
+        return self._fitting[text]
+
     def __len__(self) -> int:
         return len(self.examples)
 

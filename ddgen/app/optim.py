@@ -23,7 +23,7 @@ OPTIMIZERS = ("adamw", "muon")
 
 
 class Optimizer:
-    """Updates a module's parameters from their gradients.
+    """Updates a module's parameters, those that want a gradient, from their gradients.
 
     lr: of AdamW. muon_lr: of Muon. decay: weight decay of matrices.
     """
@@ -31,7 +31,7 @@ class Optimizer:
     def __init__(
         self, module: nn.Module, name: str, *, lr: float, muon_lr: float = 0.02, decay: float = 0.01
     ) -> None:
-        self.parameters = dict(module.named_parameters())
+        self.parameters = {key: value for key, value in module.named_parameters() if value.requires_grad}
         self.lr, self.muon_lr, self.decay = lr, muon_lr, decay
         self.matrices = [
             key for key, value in self.parameters.items() if name == "muon" and is_hidden(key, value)

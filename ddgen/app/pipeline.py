@@ -30,6 +30,7 @@ from ddgen.diffusion.samplers import SAMPLERS, Step
 from ddgen.diffusion.spacing import Grid, make_grid, make_spacing
 from ddgen.errors import NumericsError
 from ddgen.io import images
+from ddgen.io.matte import key_out
 from ddgen.nets.seamless import seamless
 from ddgen.request import Job, Request
 from ddgen.weights import registry
@@ -110,7 +111,7 @@ def run(
     on_start: OnStart | None = None,
     controls: Sequence[Control] = (),
 ) -> list[np.ndarray]:
-    """Make one picture per job in one tensor batch: (H, W, 3) uint8 arrays, in order.
+    """Make one picture per job in one tensor batch: (H, W, 3) uint8 arrays, (H, W, 4) for transparent ones, in order.
 
     Jobs must agree in size, edit, tile and in all that shapes the grid (sampler, spacing, steps, sigmas, eta, rescale, interval);
     prompt, seed, variation and guidance may differ. source: the picture that jobs with an `edit` work on.
@@ -127,7 +128,15 @@ def run(
     bad = [str(job.seed) for job, image in zip(jobs, pixels, strict=True) if not torch.isfinite(image).all()]
     if bad:
         raise NumericsError(f"seed {', '.join(bad)}: non-finite values; not saved", "run with --dtype float32", id="numerics.pixels")
-    return [images.enlarge(images.to_uint8(image), job.scale) for job, image in zip(jobs, pixels, strict=True)]
+    return [_finished(pipeline.spec, job, image) for job, image in zip(jobs, pixels, strict=True)]
+
+
+def _finished(spec: Spec, job: Job, image: Tensor) -> np.ndarray:
+    """Return a decoded picture (3, H, W) as the array that is saved: cut out of its ground, enlarged."""
+    picture = images.to_uint8(image)
+    if job.transparent and spec.ground is not None:
+        picture = key_out(picture, (spec.ground["red"], spec.ground["green"], spec.ground["blue"]))
+    return images.enlarge(picture, job.scale)
 
 
 def sample(

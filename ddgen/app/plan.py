@@ -174,6 +174,18 @@ def check_quality(quality: int) -> None:
     _in_range("--quality", quality, 1, 100)
 
 
+def check_alpha(jobs: Sequence[Job], format: str) -> None:
+    """Refuse a format that cannot hold what is to be cut out.
+
+    Raises:
+        UsageError: JPEG has no alpha.
+    """
+    if format == "jpeg" and any(job.transparent for job in jobs):
+        raise UsageError(
+            "--transparent: JPEG files have no alpha channel", "use --format png", id="usage.transparent"
+        )
+
+
 def draw_seed() -> int:
     """Return a random seed below 2^32."""
     return int.from_bytes(os.urandom(4), "big")
@@ -230,12 +242,18 @@ def _shared(request: Request, spec: Spec) -> dict[str, object]:
         "model": spec.name,
         "prompt_syntax": choose("prompt syntax", request.prompt_syntax, SYNTAXES),
         "rng": choose("rng", request.rng, RNGS),
-        **_whims(request),
+        **_whims(request, spec),
     }
 
 
-def _whims(request: Request) -> dict[str, object]:
+def _whims(request: Request, spec: Spec) -> dict[str, object]:
     """Resolve what plays with the noise and the canvas."""
+    if request.transparent and spec.ground is None:
+        raise UsageError(
+            f"--transparent: model '{spec.name}' draws no ground that can be cut out",
+            "drop it, or use --model sticker",
+            id="usage.transparent",
+        )
     if request.tile not in TILES:
         raise UsageError(f"--tile '{request.tile}' is unknown", "use x, y or xy", id="usage.tile")
     _in_range("--variation", request.variation, 0.0, 1.0)
@@ -244,7 +262,12 @@ def _whims(request: Request) -> dict[str, object]:
     seed = 0 if request.variation_seed is None else request.variation_seed
     _in_range("--variation-seed", seed, 0, MAX_SEED)
     # Two runs that make the same picture say the same thing.
-    return {"tile": request.tile, "variation": float(request.variation), "variation_seed": seed if request.variation else 0}
+    return {
+        "tile": request.tile,
+        "transparent": request.transparent,
+        "variation": float(request.variation),
+        "variation_seed": seed if request.variation else 0,
+    }
 
 
 def _grid_names(request: Request, spec: Spec) -> tuple[str, str]:

@@ -17,17 +17,18 @@ from torch import Tensor
 from ddgen.errors import InputError
 from ddgen.io.files import publish
 from ddgen.weights.checkpoint import Reader, open_checkpoint, save_tensors, spec_metadata, write_file
-from ddgen.weights.convert import UNET_PREFIX, file_part, file_towers
+from ddgen.weights.convert import FIRST_STAGE_PREFIX, UNET_PREFIX, file_part, file_towers
 from ddgen.weights.header import read_header
 from ddgen.weights.keymap import Take
 from ddgen.weights.split import Stored
 
 if TYPE_CHECKING:
-    from ddgen.app.pipeline import Pipeline
+    from ddgen.weights.spec import Spec
 
 STATE, MODEL, LOG, CURVE = "state.safetensors", "model.safetensors", "log.jsonl", "loss.svg"
 SAMPLES = "samples"
 KEY = "ddgen_run"
+PREFIXES = {"unet": UNET_PREFIX, "first_stage": FIRST_STAGE_PREFIX}
 
 
 def write_state(out: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -54,17 +55,18 @@ def read_state(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(header.metadata[KEY])
 
 
-def write_model(out: Path, pipeline: "Pipeline", unet: Mapping[str, Tensor]) -> Path:
-    """Write a whole checkpoint under LDM names, in float16: the given U-Net and, from the pipeline's own
-    file, everything else."""
-    assert pipeline.spec.source.path is not None
-    found = open_checkpoint(pipeline.spec.source.path)
-    towers = file_towers(pipeline.spec.arch)
-    made = {}
+def write_model(out: Path, spec: "Spec", trained: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    """Write a whole checkpoint under LDM names, in float16: the trained parts ("unet", "first_stage") and, from the
+    model's own file, everything else."""
+    assert spec.source.path is not None
+    found = open_checkpoint(spec.source.path)
+    towers = file_towers(spec.arch)
+    made, fresh = {}, {}
     for name, part in found.parts.items():
-        if name != "unet":
+        if name not in trained:
             made |= file_part(name, part, towers)
-    fresh = {UNET_PREFIX + name: value for name, value in unet.items()}
+    for name, state in trained.items():
+        fresh |= {PREFIXES[name] + key: value for key, value in state.items()}
     plan = {name: (torch.float16, tuple(value.shape)) for name, value in fresh.items()}
     plan |= {name: (torch.float16, item.shape) for name, item in made.items()}
     with Reader() as reader:
@@ -75,7 +77,7 @@ def write_model(out: Path, pipeline: "Pipeline", unet: Mapping[str, Tensor]) -> 
             pieces = [reader.read(stored, torch.float16) for stored in made[name].sources]
             return made[name].take.apply(pieces[0] if len(pieces) == 1 else torch.cat(pieces))
 
-        write_file(out / MODEL, plan, produce, spec_metadata(pipeline.spec))
+        write_file(out / MODEL, plan, produce, spec_metadata(spec))
     return out / MODEL
 
 

@@ -23,7 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddgen.app.concepts import COLOURS, RECOLOURED_WEIGHT, STYLES, Concept, captions, concepts, with_article
+from ddgen.app.concepts import (
+    BACKGROUND_WEIGHT,
+    BACKGROUNDS,
+    COLOURS,
+    KEY,
+    KEY_WEIGHT,
+    RECOLOURED_WEIGHT,
+    STYLES,
+    Concept,
+    captions,
+    concepts,
+    held_out,
+    on_background,
+    with_article,
+)
 from ddgen.errors import InputError, NetworkError, UsageError
 from ddgen.io.files import publish
 
@@ -103,7 +117,7 @@ def build(
             style: read_package(find_tarball(packages or Path(scratch), name))
             for style, name in STYLES.items()
         }
-    total = sum(len(STYLES) * (1 + (len(COLOURS) if concept.recolour else 0)) for concept in chosen)
+    total = len(STYLES) * sum(len(compositions(concept)) for concept in chosen)
     lines = []
     for concept in chosen:
         for style, icons in sets.items():
@@ -125,10 +139,18 @@ def build(
     publish(target / "metadata.jsonl", ("\n".join(lines) + "\n").encode(), force=True)
 
 
+def compositions(concept: Concept) -> list[tuple[str | None, str | None]]:
+    """Return what is drawn of a concept in each style, (colour of the thing, of the background), less what is
+    held out; None is its own colour, and white."""
+    colours = [c for c in COLOURS if concept.recolour and not held_out(concept.icon, c, "thing")]
+    grounds = [c for c in BACKGROUNDS if not held_out(concept.icon, c, "background")]
+    return [(None, None), *((c, None) for c in colours), *((None, c) for c in grounds)]
+
+
 def pictures(
     concept: Concept, style: str, icons: IconSet, draw: Render
 ) -> Iterator[tuple[str, Pixels, dict[str, Any]]]:
-    """Yield (file, pixels, manifest row) of a concept in one style: as it is, then recoloured."""
+    """Yield (file, pixels, manifest row) of a concept in one style: as it is, recoloured, on backgrounds."""
     raw = np.asarray(Image.open(io.BytesIO(draw(icons.svg(concept.icon, SIDE), SIDE))).convert("RGBA"))
     origin = {
         "source": icons.package,
@@ -137,31 +159,44 @@ def pictures(
         "icon": concept.icon,
         "style": style,
     }
-    plain = captions(concept.names, style)
-    yield (
-        f"{style}/{concept.icon}.png",
-        on_white(raw),
-        {"text": concept.phrase, "captions": plain, "weight": 1.0, **origin},
-    )
-    if not concept.recolour:
-        return
-    hue = dominant_hue(raw)
-    for colour in COLOURS:
-        name = f"{colour} {concept.plain_name}"
-        row = {
-            "text": with_article(name),
-            "captions": captions((name,), style),
-            "weight": RECOLOURED_WEIGHT,
-            "colour": colour,
-            **origin,
-        }
-        yield f"{style}/{concept.icon}-{colour}.png", on_white(recolour(raw, colour, hue)), row
+    hue = dominant_hue(raw) if concept.recolour else 0.0
+    for colour, ground in compositions(concept):
+        name = f"{style}/{concept.icon}"
+        if colour is not None:
+            called = f"{colour} {concept.plain_name}"
+            yield (
+                f"{name}-{colour}.png",
+                laid_on(recolour(raw, colour, hue)),
+                {
+                    "text": with_article(called),
+                    "captions": captions((called,), style),
+                    "weight": RECOLOURED_WEIGHT,
+                    "colour": colour,
+                    **origin,
+                },
+            )
+        elif ground is not None:
+            made = on_background(concept.names, style, ground)
+            yield (
+                f"{name}-on-{ground}.png",
+                laid_on(raw, BACKGROUNDS[ground]),
+                {
+                    "text": next(iter(made)),
+                    "captions": made,
+                    "weight": KEY_WEIGHT if ground == KEY else BACKGROUND_WEIGHT,
+                    "background": ground,
+                    **origin,
+                },
+            )
+        else:
+            row = {"text": concept.phrase, "captions": captions(concept.names, style), "weight": 1.0, **origin}
+            yield f"{name}.png", laid_on(raw), row
 
 
-def on_white(raw: Pixels) -> Pixels:
-    """Return an RGBA picture (H, W, 4) laid on white: (H, W, 3)."""
+def laid_on(raw: Pixels, ground: tuple[int, int, int] = (255, 255, 255)) -> Pixels:
+    """Return an RGBA picture (H, W, 4) laid on a colour: (H, W, 3)."""
     alpha = raw[..., 3:].astype(np.float32) / 255
-    return (raw[..., :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+    return (raw[..., :3] * alpha + np.float32(ground) * (1 - alpha) + 0.5).astype(np.uint8)
 
 
 def _hsv(raw: Pixels) -> NDArray[np.float32]:

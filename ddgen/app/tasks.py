@@ -83,7 +83,7 @@ class Planner:
         """
         for settings in _product(self.base):
             prompt, settings = self._styled("a prompt", settings)
-            next(plan.plan(self._request(prompt, settings, 0), self.spec))
+            plan.check_alpha([next(plan.plan(self._request(prompt, settings, 0), self.spec))], self.target.format)
 
     def tasks(self, line: PromptLine) -> Iterator[Task]:
         """Yield the line's tasks that belong to this shard and are not the same job as one before.
@@ -143,6 +143,7 @@ class Planner:
     def _task(self, job: Job, line: PromptLine, read: Inputs | None) -> Task | None:
         self._count += 1
         id = job_id(job, self.model)
+        plan.check_alpha([job], self.target.format)
         key = bytes.fromhex(id)
         if key in self._ids:
             self.duplicates += 1

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddgen.app import runfiles
@@ -29,7 +30,7 @@ from ddgen.app.optim import Average, Optimizer, clip
 from ddgen.app.pipeline import Pipeline
 from ddgen.conditioning import Conditioning
 from ddgen.diffusion.denoiser import Denoiser
-from ddgen.diffusion.loss import denoising_loss, sigmas_at
+from ddgen.diffusion.loss import denoising_loss, forward_process, posterior_mean, sigmas_at
 from ddgen.errors import InputError, NumericsError
 from ddgen.nets.unet import UNet
 
@@ -43,15 +44,19 @@ SAVED = frozenset(
 class Settings:
     """How to train.
 
+    part:       what is trained: "unet", "first-stage" or "decoder" (app/first_stage.py).
     steps:      where the run ends. minutes: or earlier, after so much time of training; the learning rate
         falls with the nearer of both.
     lr, muon_lr: peaks, of AdamW and of Muon. warmup: steps. hold: share of the run before the rate begins to
         fall linearly to 0.
     average:    limit of the weights' moving average.
     dropout:    share of empty captions, for guidance. high_noise: extra share of high noise levels.
-    weighting:  a row of diffusion/loss.py. bf16: compute the network in bfloat16 (weights stay float32).
+    weighting:  a row of diffusion/loss.py. target: "picture", or "mean": the mean of the pictures that fit the
+        caption and the noised picture, less noisy than the one that was drawn.
+    bf16: compute the network in bfloat16 (weights stay float32).
     """
 
+    part: str = "unet"
     steps: int = 10_000
     minutes: float | None = None
     batch: int = 16
@@ -64,6 +69,7 @@ class Settings:
     dropout: float = 0.1
     high_noise: float = 0.3
     weighting: str = "capped"
+    target: str = "picture"
     seed: int = 0
     bf16: bool = False
     scratch: bool = False
@@ -95,25 +101,30 @@ class Trainer:
 
     def __init__(self, pipeline: Pipeline, data: Dataset, out: Path, settings: Settings) -> None:
         self.pipeline, self.data, self.out, self.settings = pipeline, data, out, settings
-        self.config = pipeline.spec.arch.unet
         stage = pipeline.spec.arch.first_stage
         defaults = pipeline.spec.defaults
         self.shape = (stage.channels, defaults.height // stage.factor, defaults.width // stage.factor)
-        self.network = trainable(pipeline, settings)
+        self.network = self._trainable()
         self.optimizer = Optimizer(self.network, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr)
         self.average = Average(self.network, settings.average)
-        self.latents = encode_all(pipeline, data)
-        encoded = [pipeline.text.encode(data.texts[i : i + 64]) for i in range(0, len(data.texts), 64)]
-        self.context = torch.cat([part.context for part in encoded]).half()
-        self.vector = (
-            None
-            if encoded[0].vector is None
-            else torch.cat([part.vector for part in encoded if part.vector is not None])
-        )
+        self._encode()
         self.fixed = data.fixed(FIXED, self.shape)
         self.step, self.seconds = 0, 0.0
         if (out / runfiles.STATE).exists():
             self._resume()
+
+    def _trainable(self) -> nn.Module:
+        """Return the network to train."""
+        return trainable(self.pipeline, self.settings)
+
+    def _encode(self) -> None:
+        """Encode every picture and every caption, once."""
+        pipeline, texts = self.pipeline, self.data.texts
+        self.latents = encode_all(pipeline, self.data)
+        encoded = [pipeline.text.encode(texts[i : i + 64]) for i in range(0, len(texts), 64)]
+        self.context = torch.cat([part.context for part in encoded]).half()
+        vectors = [part.vector for part in encoded if part.vector is not None]
+        self.vector = torch.cat(vectors) if vectors else None
 
     def run(self) -> Iterator[Report]:
         """Train to the end of the budget, yielding now and then; saves before it yields, and at the end.
@@ -187,15 +198,28 @@ class Trainer:
         vector = None if self.vector is None else self.vector[captions].to(device)
         cond = Conditioning(self.context[captions].float().to(device), vector)
         sigma = sigmas_at(schedule, torch.from_numpy(draw.u)).float().to(device)
+        eps = torch.from_numpy(draw.eps).to(device)
+        target = self._means(x0, eps, sigma, draw.captions) if self.settings.target == "mean" else None
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
             return denoising_loss(
                 denoiser,
                 x0,
                 cond,
                 sigma,
-                torch.from_numpy(draw.eps).to(device),
+                eps,
                 weighting=self.settings.weighting,
+                target=target,
             )
+
+    def _means(self, x0: Tensor, eps: Tensor, sigma: Tensor, captions: NDArray[np.int64]) -> Tensor:
+        """Return what the ideal denoiser of the whole data set would say to each noised picture."""
+        found = torch.empty_like(x0)
+        for i, caption in enumerate(captions):
+            pictures, chances = self.data.pictures_of(int(caption))
+            known = self.latents[torch.from_numpy(pictures)].to(x0.device)
+            x = forward_process(x0[i : i + 1], eps[i : i + 1], sigma[i : i + 1])
+            found[i] = posterior_mean(x, sigma[i : i + 1], known, torch.from_numpy(chances).to(x0.device))[0]
+        return found
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -212,7 +236,7 @@ class Trainer:
     def averaged(self) -> UNet:
         """Return a network with the averaged weights (they are shared, not copied)."""
         with torch.device("meta"):
-            network = UNet(self.config)
+            network = UNet(self.pipeline.spec.arch.unet)
         network.load_state_dict(self.average.state, assign=True)
         return network.requires_grad_(False).eval()
 
@@ -241,7 +265,10 @@ class Trainer:
             "data": self.digest(),
         }
         runfiles.write_state(self.out, tensors, facts)
-        runfiles.write_model(self.out, self.pipeline, self.average.state)
+        self._save_model()
+
+    def _save_model(self) -> None:
+        runfiles.write_model(self.out, self.pipeline.spec, {"unet": self.average.state})
 
     def digest(self) -> str:
         """Return what tells one data set from another."""
@@ -282,7 +309,7 @@ class Trainer:
     def _factor(self) -> float:
         """Return the factor on the learning rates: up in `warmup` steps, flat, then linearly down to 0."""
         hold = self.settings.hold
-        fall = min(1.0, (1 - self._progress()) / max(1e-9, 1 - hold))
+        fall = min(1.0, max(0.0, 1 - self._progress()) / max(1e-9, 1 - hold))
         return min(1.0, (self.step + 1) / max(1, self.settings.warmup)) * fall
 
 

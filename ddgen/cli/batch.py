@@ -47,6 +47,7 @@ SWEPT = (
     "prompt_syntax",
     "rng",
     "tile",
+    "transparent",
     "variation",
     "variation_seed",
     "style",
@@ -137,6 +138,7 @@ def batch(
     eta: flags.Eta = None,
     rng: flags.Rng = None,
     tile: flags.Tile = None,
+    transparent: flags.Transparent = False,
     variation: flags.Variation = None,
     variation_seed: flags.VariationSeed = None,
     prompt_syntax: flags.PromptSyntax = None,
@@ -196,6 +198,7 @@ def batch(
     given = dict(context.params)
     given["negative"] = ", ".join(negative) if negative else None
     given["offline"] = "1" if offline else None
+    given["transparent"] = "true" if transparent else None
     single = {name: value for name, value in given.items() if name not in SWEPT}
     values = {name: found for name, found in settings.resolve(single).items()}
     plain = {name: found.value for name, found in values.items()}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ddgen.io.images import Pixels
 
 EDITING = "Editing"
-SAMPLE_ALONE = ("filmstrip", "filmstrip_steps", "control", "control_model")
+SAMPLE_ALONE = ("filmstrip", "filmstrip_steps", "transparent", "control", "control_model")
 
 Image = Annotated[
     str,
@@ -103,7 +103,7 @@ def settle(context: typer.Context) -> tuple[dict[str, Any], Spec]:
     """Return the settings and the model; what this command has no flag for is not taken from elsewhere
     either."""
     values, spec = sample.settle(context)
-    for name in ("tile", "variation", "scale", "width", "height"):
+    for name in ("tile", "transparent", "variation", "scale", "width", "height"):
         if name not in context.params:
             values[name] = settings.SETTINGS[name].default
     return values, spec

@@ -136,6 +136,9 @@ Rng = Annotated[
 Tile = Annotated[
     str | None, value(PICTURE, "AXES", "Let the picture's ends meet: x, y or xy, for tiles.", "--tile")
 ]
+Transparent = Annotated[
+    bool, switch(PICTURE, "Cut the thing out of its ground: RGBA, in PNG or WebP.", "--transparent")
+]
 Variation = Annotated[
     str | None,
     value(SAMPLING, "0..1", "How far the noise goes toward that of --variation-seed. [0]", "--variation"),

@@ -36,10 +36,12 @@ def check() -> None:
 
 
 def show(pixels: "Pixels") -> None:
-    """Draw a picture, (H, W, 3) uint8, on the terminal of standard error."""
+    """Draw a picture, (H, W, 3 or 4) uint8, on the terminal of standard error."""
+    from ddgen.io.images import flat
+
     size = shutil.get_terminal_size()
     data = draw(
-        pixels, kind_of(os.environ), min(MAX_COLUMNS, size.columns), min(MAX_ROWS, max(4, size.lines - 3))
+        flat(pixels), kind_of(os.environ), min(MAX_COLUMNS, size.columns), min(MAX_ROWS, max(4, size.lines - 3))
     )
     process.write_error(data.decode("utf-8", "surrogateescape") + "\n")
 

@@ -31,6 +31,9 @@ A flag --a-b with a value can also be set as DDGEN_A_B or in config.toml; see 'd
 """
 
 
+SWITCHES = ("offline", "transparent")  # flags without a value that are settings too
+
+
 def register(app: typer.Typer) -> None:
     """Declare the command."""
     app.command("sample", epilog=EXAMPLES)(sample)
@@ -63,6 +66,7 @@ def sample(
     eta: flags.Eta = None,
     rng: flags.Rng = None,
     tile: flags.Tile = None,
+    transparent: flags.Transparent = False,
     variation: flags.Variation = None,
     variation_seed: flags.VariationSeed = None,
     model: flags.Model = None,
@@ -146,7 +150,8 @@ def settle(context: typer.Context) -> tuple[dict[str, Any], Spec]:
     # Most parameters are settings, read by their names from the context; `debug` was seen before the parsing.
     given = dict(context.params)
     given["negative"] = ", ".join(given["negative"]) if given["negative"] else None
-    given["offline"] = "1" if given["offline"] else None
+    for name in SWITCHES:
+        given[name] = "1" if given.get(name) else None
     values: dict[str, Any] = {name: found.value for name, found in settings.resolve(given).items()}
     console.configure(color=values["color"], quiet=given["quiet"], verbose=given["verbose"], json=given["json"])
     if given["preview"]:
@@ -255,7 +260,7 @@ def make_request(
         )
     plain = (
         "negative", "num", "steps", "guidance", "guidance_rescale", "guidance_interval", "sampler", "spacing",
-        "sigmas", "eta", "scale", "prompt_syntax", "rng", "tile", "variation", "variation_seed",
+        "sigmas", "eta", "scale", "prompt_syntax", "rng", "tile", "transparent", "variation", "variation_seed",
     )  # fmt: skip
     seed = values["seed"] if values["seed"] is not None else planning.draw_seed()
     return Request(prompts, seed=seed, width=width, height=height, **{name: values[name] for name in plain})
@@ -294,6 +299,7 @@ def check_output(
     """
     target = parse_output(values["output"], values["format"])
     planning.check_quality(values["quality"])
+    planning.check_alpha(jobs, target.format)
     if values["batch_size"] is not None:
         planning.check_batch_size(values["batch_size"])
     for job in {job.prompt: job for job in jobs}.values():

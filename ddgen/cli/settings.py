@@ -144,6 +144,7 @@ SETTINGS: dict[str, Setting] = {
     "eta": Setting(number),
     "rng": Setting(one_of("ddgen", "diffusers", "a1111", "comfy"), "ddgen"),
     "tile": Setting(one_of("x", "y", "xy"), ""),
+    "transparent": Setting(truth, False),
     "variation": Setting(number, 0.0),
     "variation_seed": Setting(whole),
     "scale": Setting(whole, 1),

@@ -57,9 +57,12 @@ def train(
         bool,
         typer.Option(
             "--scratch",
-            help="Forget the U-Net's weights and draw new ones; its shape and the text tower stay.",
+            help="Forget the part's weights and draw new ones; its shape and the text tower stay.",
         ),
     ] = False,
+    part: Annotated[
+        str, option("What to train: unet, first-stage (the autoencoder), or its decoder.", "--part", metavar="NAME")
+    ] = "unet",
     steps: Annotated[int, option("Where the run ends.", "--steps", metavar="N", min=1)] = 10_000,
     minutes: Annotated[
         float | None,
@@ -89,6 +92,14 @@ def train(
         str,
         option("Weight of each noise level: capped, output, x0 or min_snr.", "--weighting", metavar="NAME"),
     ] = "capped",
+    target: Annotated[
+        str,
+        option(
+            "What estimates are compared with: picture, or mean of all that fit the caption and the noise.",
+            "--target",
+            metavar="NAME",
+        ),
+    ] = "picture",
     seed: Annotated[
         int, option("Seed of the run: batches, noise, fresh weights.", "--seed", "-s", metavar="N", min=0)
     ] = 0,
@@ -117,12 +128,14 @@ def train(
     progress: Annotated[str, option("auto, bar, log, json or none.", "--progress", metavar="MODE")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
-    """Train a model's U-Net on your own pictures; the text tower stays as it is.
+    """Train a model's U-Net, or its autoencoder, on your own pictures; the text tower stays as it is.
 
     DIR gets the model, the state to go on from, a log, the loss curve and sheets of pictures.
     """
     console.manners.quiet = quiet
     choose("progress", progress, MODES)
+    choose("part", part, ("unet", "first-stage", "decoder"))
+    choose("target", target, ("picture", "mean"))
     _check(
         optimizer,
         lr=lr,
@@ -133,12 +146,14 @@ def train(
     files.probe_directory(out)
     from ddgen.app import runfiles, sheet
     from ddgen.app.dataset import Dataset
+    from ddgen.app.first_stage import FirstStageTrainer
     from ddgen.app.pipeline import Pipeline
     from ddgen.app.train import Settings, Trainer
     from ddgen.diffusion.loss import WEIGHTINGS
 
     choose("weighting", weighting, WEIGHTINGS)
     settings = Settings(
+        part=part,
         steps=steps,
         minutes=minutes,
         batch=batch,
@@ -151,6 +166,7 @@ def train(
         dropout=dropout,
         high_noise=high_noise,
         weighting=weighting,
+        target=target,
         seed=seed,
         bf16=bf16,
         scratch=scratch,
@@ -160,7 +176,8 @@ def train(
     pipeline = Pipeline.load(model, device=device, dtype="float32")
     defaults = pipeline.spec.defaults
     examples = Dataset(data, defaults.width, defaults.height)
-    trainer = Trainer(pipeline, examples, out, settings)
+    kind = Trainer if part == "unet" else FirstStageTrainer
+    trainer = kind(pipeline, examples, out, settings)
     console.say(f"ddgen: {len(examples)} pictures, step {trainer.step} of {steps}")
     prompts = (
         sheet_prompt

@@ -84,14 +84,34 @@ def denoising_loss(
     eps: Tensor,
     *,
     weighting: str = "output",
+    target: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted squared error of each image, (B,).
 
-    x0, eps: (B, C, h, w). sigma: (B,). weighting: a name of WEIGHTINGS.
+    x0, eps: (B, C, h, w). sigma: (B,). weighting: a name of WEIGHTINGS. target: what the estimate is compared
+        with, like x0; None is x0 itself, any other must have the same mean given x (`posterior_mean`).
 
     Raises:
         UsageError: unknown weighting.
     """
     weigh = WEIGHTINGS[choose("weighting", weighting, WEIGHTINGS)]
     denoised = denoiser(forward_process(x0, eps, sigma), sigma, cond)
-    return weigh(denoiser, sigma) * (denoised - x0).square().flatten(1).mean(1)
+    return weigh(denoiser, sigma) * (denoised - (x0 if target is None else target)).square().flatten(1).mean(1)
+
+
+def posterior_mean(x: Tensor, sigma: Tensor, known: Tensor, chances: Tensor) -> Tensor:
+    """Return E[x0 | x], (B, C, h, w), when x0 is one of N known pictures: the ideal denoiser of a data set.
+
+        sum_i w_i x0_i,   w_i ~ p_i exp(-|x - x0_i|^2 / (2 sigma^2))
+
+    As a target it has the mean of the drawn x0 given x, so training ends at the same place, with a gradient
+    that is less noisy.
+
+    x: (B, C, h, w). sigma: (B,). known: (N, C, h, w). chances: (N,), p_i, above 0.
+
+    Ref: Xu, Tong & Jaakkola 2023, arXiv 2302.00670, eq. 8.
+    """
+    flat, points = x.flatten(1).double(), known.flatten(1).double()
+    distances = torch.cdist(flat, points, compute_mode="donot_use_mm_for_euclid_dist").square()
+    weights = (chances.double().log() - distances / (2 * sigma.double().square()[:, None])).softmax(1)
+    return (weights @ points).to(x.dtype).reshape(x.shape)

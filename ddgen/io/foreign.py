@@ -103,9 +103,7 @@ _JOB_FIELDS = (
     "prompt_syntax",
     "rng",
     "tile",
-    "variation",
-    "variation_seed",
-    "tile",
+    "transparent",
     "variation",
     "variation_seed",
 )

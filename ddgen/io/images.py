@@ -51,6 +51,11 @@ def to_pillow(pixels: Pixels) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def flat(pixels: Pixels) -> Pixels:
+    """Return an array (H, W, 3), or (H, W, 4) laid on white, as (H, W, 3)."""
+    return _layers(Image.fromarray(pixels))[0] if pixels.shape[-1] == 4 else pixels
+
+
 def to_unit(pixels: Pixels) -> NDArray[np.float32]:
     """Return an array (H, W, 3) as float32 (1, 3, H, W) in [-1, 1], ready for torch.from_numpy."""
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32) / 127.5 - 1
@@ -163,7 +168,7 @@ def contact_sheet(pictures: Sequence[Pixels], rows: Sequence[str], columns: Sequ
     """
     per_row = math.ceil(len(pictures) / len(rows))
     side = max(1, int(math.sqrt(MAX_READ_PIXELS / 2 / len(pictures))))
-    thumbs = [_thumb(picture, side) for picture in pictures]
+    thumbs = [_thumb(flat(picture), side) for picture in pictures]
     height, width = thumbs[0].shape[:2]
     size = max(11, min(32, width // 12))
     gap, line = max(4, size // 2), size + size // 2

@@ -27,7 +27,7 @@ JPEG_LIMIT = 65_000  # bytes that fit into one APP1 segment
 
 # What most pictures have nothing to say about is left out of theirs.
 _PLAIN: dict[str, object] = {
-    "tile": "", "variation": 0.0, "variation_seed": 0, "toward": "", "toward_weight": 0.0, "edit": None, "controls": (),
+    "tile": "", "transparent": False, "variation": 0.0, "variation_seed": 0, "toward": "", "toward_weight": 0.0, "edit": None, "controls": (),
 }  # fmt: skip
 
 A1111_SPACINGS = {

@@ -73,6 +73,8 @@ class Spec:
     sigma_data:    deviation of x0 that the "edm" prediction was scaled for; 1 for the others.
     x0_clamp:      None, or {"kind": "static", "min", "max"} | {"kind": "dynamic", ...}: networks on pixels
         burn without it.
+    ground:        None, or {"kind": "key", "suffix", "red", "green", "blue"}: words that, put behind a prompt, make
+        the model draw on a ground of that colour, for pictures that are to be cut out.
     zero_negative: without a negative prompt, the unconditional side is zeros instead of the encoded empty
         text (SDXL base).
     distilled:     trained to run without guidance.
@@ -87,6 +89,7 @@ class Spec:
     schedule: dict[str, Any] = field(default_factory=lambda: dict(SCALED_LINEAR))
     sigma_data: float = 1.0
     x0_clamp: dict[str, Any] | None = None
+    ground: dict[str, Any] | None = None
     zero_negative: bool = False
     distilled: bool = False
     defaults: Defaults = field(default_factory=Defaults)
@@ -117,6 +120,7 @@ _PLAIN = (
     "schedule",
     "sigma_data",
     "x0_clamp",
+    "ground",
     "zero_negative",
     "distilled",
     "licence",
@@ -175,6 +179,8 @@ def check_fields(fields: dict[str, Any], path: Path) -> None:
     for name, value in fields.items():
         if name in ("schedule", "x0_clamp"):
             good = _flat(value) or (name == "x0_clamp" and value is None)
+        elif name == "ground":
+            good = value is None or (_flat(value) and _is_key(value))
         elif name == "sigma_data":
             good = type(value) in (int, float) and 0 < value <= 100
         elif name in ("zero_negative", "distilled"):
@@ -220,6 +226,18 @@ def _flat(value: Any) -> bool:
         and len(value) <= 16
         and all(type(item) in (str, int, float, bool) for item in value.values())
         and "kind" in value
+    )
+
+
+def _is_key(value: dict[str, Any]) -> bool:
+    """Whether a flat table names a colour that can be keyed out, and the words that ask for it."""
+    shades = [value.get(name) for name in ("red", "green", "blue")]
+    return (
+        value.keys() == {"kind", "suffix", "red", "green", "blue"}
+        and value["kind"] == "key"
+        and isinstance(value["suffix"], str)
+        and all(type(shade) is int and 0 <= shade <= 255 for shade in shades)
+        and max(shades) - min(shades) >= 128
     )
 
 
