@@ -53,8 +53,9 @@ def nearest(found: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def read_data(folder: Path) -> tuple[np.ndarray, list[str], list[str]]:
-    """Return the features, concepts and styles of every picture of a data set."""
+    """Return the features, concepts and styles of the plain pictures of a data set: own colours, on white."""
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "colour" not in row and "background" not in row]
     known = np.stack(
         [features(np.asarray(Image.open(folder / row["file_name"]).convert("RGB"))) for row in rows]
     )
