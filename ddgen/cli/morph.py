@@ -229,7 +229,7 @@ def publish(
     from ddgen.io import images
 
     texts = metadata.describe(job, origin, values["metadata"])
-    data = images.animate(pictures, form, round(1000 / rate), texts, values["quality"])
+    data = images.animate(pictures, form, [round(1000 / rate)] * len(pictures), texts, values["quality"])
     if str(path) == "-":
         console.out_bytes(data)
         return

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ddgen.io.images import png_info
+from ddgen.io.images import animate, png_info
 from ddgen.io.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 KINDS = {".png": "png", ".gif": "gif", ".webp": "webp"}
 MAX_PIXELS = 32 * 2**20
+LAST_PAUSE, ANIMATED_QUALITY = 2000, 85  # milliseconds of the last frame; of WebP
 LEAST = 160  # pixels: a picture's longer side, so that a label fits under it
 KEYWORD = "ddgen-figure"  # the PNG text that tells how a figure was made, as JSON
 INK, FAINT, FRAME, PAPER = "#111111", "#5a5a5a", "#cccccc", "white"
@@ -106,25 +107,16 @@ def encode(
 ) -> bytes:
     """Return a PNG of the first frame, or an endless animation of all: "gif" or "webp".
 
-    figure: how it was made, as JSON (PNG only). pause: milliseconds a frame; the last is held for 2 seconds.
+    figure: how it was made, as JSON (PNG only). pause: milliseconds a frame; the last is held longer.
     """
-    buffer = io.BytesIO()
     texts = metadata if metadata is not None else Metadata()
-    first, *others = (Image.fromarray(frame) for frame in frames)
-    if kind == "png":
-        info = png_info(texts)
-        if figure:
-            info.add_itxt(KEYWORD, figure)
-        first.save(buffer, "PNG", pnginfo=info)
-        return buffer.getvalue()
-    pauses = [pause] * len(others) + [2000]
-    if kind == "gif":
-        first.save(buffer, "GIF", save_all=True, append_images=others, duration=pauses, loop=0)
-    else:
-        extra = {"xmp": texts.xmp.encode()} if texts.xmp else {}
-        first.save(
-            buffer, "WEBP", save_all=True, append_images=others, duration=pauses, loop=0, quality=85, **extra
-        )
+    if kind != "png":
+        return animate(frames, kind, [pause] * (len(frames) - 1) + [LAST_PAUSE], texts, ANIMATED_QUALITY)
+    info = png_info(texts)
+    if figure:
+        info.add_itxt(KEYWORD, figure)
+    buffer = io.BytesIO()
+    Image.fromarray(frames[0]).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 

@@ -143,11 +143,14 @@ def read_layers(path: str | Path, data: bytes | None = None) -> tuple[Pixels, Pi
 
 
 def animate(
-    frames: Sequence[Pixels], format: str, milliseconds: int, metadata: Metadata | None = None, quality: int = QUALITY
+    frames: Sequence[Pixels], format: str, pauses: Sequence[int], metadata: Metadata | None = None, quality: int = QUALITY
 ) -> bytes:
-    """Return pictures of one size as the bytes of an endless animation: "webp", or "gif", which holds no texts."""
+    """Return pictures of one size as the bytes of an endless animation: "webp", or "gif", which holds no texts.
+
+    pauses: milliseconds, a frame each.
+    """
     first, *rest = [Image.fromarray(frame) for frame in frames]
-    shared = {"save_all": True, "append_images": rest, "duration": milliseconds, "loop": 0}
+    shared = {"save_all": True, "append_images": rest, "duration": list(pauses), "loop": 0}
     buffer = io.BytesIO()
     if format == "gif":
         first.save(buffer, "GIF", **shared)
