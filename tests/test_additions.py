@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from referees import redraw
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ddgen.app.additions import Added
 from ddgen.app.adjust import adjust, few_step_defaults, parse_lora
@@ -24,6 +24,7 @@ from ddgen.text.config import CLIPConfig, TowerSpec
 from ddgen.weights import registry
 from ddgen.weights.arch import Arch
 from ddgen.weights.checkpoint import open_checkpoint, save_tensors, spec_metadata
+from ddgen.weights.convert import to_file
 from ddgen.weights.spec import Addition, Defaults, Spec
 
 UNET = UNetConfig(
@@ -96,6 +97,45 @@ def test_a_lora_changes_the_picture_and_says_so(model: Path, tmp_path: Path) -> 
         and inked.digests["model"] == plain.digests["model"]
     )
     assert not differ(picture(plain), picture(Pipeline.load(str(model), loras=[lora(tmp_path) + ":0"])))
+
+
+def with_average(model: Path, folder: Path, shift: float = 0.01, part: int = 1) -> Path:
+    """Write the model with a second U-Net beside the first, or with every part-th tensor of one."""
+    tensors = load_file(model)
+    names = [name for name in tensors if name.startswith(PREFIXES["unet"])][::part]
+    flat = {"model_ema." + "".join(name.split(".")[1:]): tensors[name] + shift for name in names}
+    path = folder / "full.safetensors"
+    save_tensors(path, tensors | flat, spec_metadata(SPEC))
+    return path
+
+
+def test_the_averaged_unet_is_taken_when_asked_for(model: Path, tmp_path: Path) -> None:
+    full = with_average(model, tmp_path)
+    trained, averaged = Pipeline.load(str(full)), Pipeline.load(str(full), ema=True)
+    lean = tmp_path / "lean.safetensors"
+    report = to_file(open_checkpoint(full).averaged(), SPEC, lean)
+    assert len(report.dropped) == len(averaged.denoiser.network.state_dict())  # type: ignore[attr-defined]
+    assert all(name.startswith("model.diffusion_model.") for name in report.dropped)
+    assert (picture(averaged) == picture(Pipeline.load(str(lean)))).all()
+    assert differ(picture(averaged), picture(trained))
+    assert (picture(trained) == picture(Pipeline.load(str(model)))).all()
+    assert averaged.digests == trained.digests | {"ema of model": trained.digests["model"]}
+
+
+def test_a_lora_goes_on_the_averaged_unet(model: Path, tmp_path: Path) -> None:
+    full, ink = with_average(model, tmp_path), lora(tmp_path)
+    to_file(open_checkpoint(full).averaged(), SPEC, tmp_path / "lean.safetensors")
+    ours = Pipeline.load(str(full), ema=True, loras=[ink])
+    theirs = Pipeline.load(str(tmp_path / "lean.safetensors"), loras=[ink])
+    assert (picture(ours) == picture(theirs)).all()
+
+
+def test_a_file_without_a_whole_average_says_so(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no averaged \(EMA\) tensors; drop --ema"):
+        adjust(registry.find(str(model)), ema=True)
+    torn = with_average(model, tmp_path, part=2)
+    with pytest.raises(ModelError, match=r"holds \d+ of \d+ averaged"):
+        adjust(registry.find(str(torn)), ema=True)
 
 
 def test_additions_change_the_id_of_a_job(model: Path, tmp_path: Path) -> None:

@@ -207,7 +207,36 @@ def test_long_prompts_are_told_or_refused(tmp_path: Path) -> None:
     assert (strict.returncode, strict.stderr) == (4, error)
     told = shell(command, tmp_path)
     assert told.returncode == 0
-    assert "1 prompts are long, the longest has 80 tokens; read in chunks of 75" in told.stderr
+    assert "1 prompt is long, the longest has 80 tokens; read in chunks of 75" in told.stderr
+
+
+def test_a_stream_tells_or_refuses_long_prompts_too(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n" + "word " * 80 + "\n" + "word " * 90 + "\na dog\n")
+    command = "ddgen batch - -o out --steps 1 --seed 7 < p.txt"
+    strict = shell(f"{command} --strict-tokens", tmp_path)
+    lines = [line for line in strict.stderr.splitlines() if line.startswith("ddgen: error: ")]
+    mend = "shorten it, or drop --strict-tokens"
+    place = "ddgen: error: standard input line"
+    assert lines == [
+        f"{place} {line}: prompt has {count} tokens, over 75; {mend}" for line, count in ((2, 80), (3, 90))
+    ]
+    assert strict.returncode == 3 and "2 saved, 0 skipped, 2 failed" in strict.stderr
+    assert len((tmp_path / "out" / "failed.jsonl").read_text().splitlines()) == 2
+    again = shell("ddgen batch out/failed.jsonl -o out --steps 1 --seed 7", tmp_path)
+    assert again.returncode == 0 and "2 prompts are long, the longest has 90 tokens" in again.stderr
+    told = shell(f"{command.replace('< p', '--json --events < p')}", tmp_path)
+    events = [json.loads(line) for line in told.stdout.splitlines()]
+    warning = "a prompt has 80 tokens; read in chunks of 75"
+    assert [event["message"] for event in events if event["type"] == "warning"] == [warning]
+    assert [event["type"] for event in events].count("skip") == 4
+    assert told.returncode == 0 and told.stderr == "ddgen: 0 saved, 4 skipped, 0 failed\n"
+
+
+def test_a_stream_goes_on_after_a_prompt_that_jpeg_cannot_hold(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("x" * 40_000 + "\na cat\n")
+    done = shell("ddgen batch - -o out --format jpeg --steps 1 --seed 7 < p.txt", tmp_path)
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert "standard input line 1: the prompt needs " in done.stderr and "1 saved, 0 skipped, 1 failed" in done.stderr
 
 
 def test_output_that_fails_midway_tells_what_was_kept(tmp_path: Path) -> None:
@@ -340,3 +369,22 @@ def test_pipes(tmp_path: Path, redirect: str, code: int) -> None:
         assert done.stdout.startswith("out/") and done.stderr == ""
     for path in (tmp_path / "out").glob("*.png"):
         assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+
+
+def test_a_batch_of_hours_says_so_before_it_begins(tmp_path: Path) -> None:
+    """For a file of what is still to be made; for a stream, whose end nobody knows, of one picture."""
+    (tmp_path / "two.txt").write_text("a red apple\na tulip\n")
+    (tmp_path / "one.txt").write_text("a red apple\n")
+    slow = f"export PYTHONPATH={Path(__file__).parent / 'slow_machine'}"
+    batch = f"ddgen batch {FAST} --seed 7 --progress none"
+    found = shell(
+        f"{slow}; {batch} one.txt -o out; {batch} two.txt -o out; {batch} two.txt -o new; cat two.txt | {batch} - -o s",
+        tmp_path,
+    )
+    told = [line for line in found.stderr.splitlines() if line.startswith("ddgen: sticker on ")]
+    assert found.returncode == 0 and len(told) == 4, found.stderr
+    hours = [float(line.split("about ")[1].split()[0]) for line in told]
+    assert all(" h" in line for line in told), told
+    assert hours[1] == hours[0], "one of the two is there already"
+    assert hours[2] == pytest.approx(2 * hours[0], rel=0.1)
+    assert hours[3] == hours[0] and " h a picture" in told[3]

@@ -95,7 +95,7 @@ def test_what_has_no_place_in_a_folder_is_named(place):
     small_model(place.path / "one.safetensors", "SD21")
     result = place.run("models", "convert", "one.safetensors", "folder", fake=False)
     assert result.returncode == 0 and result.stdout == b"folder\n"
-    assert result.stderr.startswith(b"ddgen: warning: 17 tensors have no place in the other layout: text.0: ")
+    assert result.stderr.startswith(b"ddgen: warning: 17 tensors have no place in what was written: text.0: ")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def adjust(
     vae: str | None = None,
     prediction: str | None = None,
     clip_skip: int | None = None,
+    ema: bool = False,
     refiner: str | None = None,
     refiner_start: float | None = None,
     weights_file: str | Path | None = None,
@@ -51,8 +52,8 @@ def adjust(
     """Return the Spec of a model with a run's changes.
 
     loras: FILE or FILE:WEIGHT; one that is not there is a name in the user's lora_dirs, as an embedding is.
-    refiner: a model that takes over after the fraction refiner_start of the times. clip_skip: which layer from the end gives the context, 1 = the last; never less than the model
-    itself skips.
+    refiner: a model that takes over after the fraction refiner_start of the times. clip_skip: which layer from
+    the end gives the context, 1 = the last; never less than the model itself skips. ema: take the averaged U-Net.
 
     Raises:
         UsageError: a weight, prediction or layer out of range. ModelError: a file that is not there, or that
@@ -77,8 +78,16 @@ def adjust(
         )
     if clip_skip is not None:
         check_clip_skip(clip_skip, spec.arch)
+    if ema and spec.source.path is not None:
+        from ddgen.weights.layout import open_checkpoint
+
+        open_checkpoint(spec.source.path).averaged()  # told now, not after the wait
     changed = replace(
         spec,
+        ema=ema or spec.ema,
+        changes=spec.changes
+        | ({} if clip_skip is None else {"clip_skip": clip_skip})
+        | ({"ema": True} if ema else {}),
         additions=(*spec.additions, *additions),
         clip_skip=spec.clip_skip if clip_skip is None else clip_skip,
         defaults=few_step_defaults(spec.defaults, additions),
@@ -93,7 +102,10 @@ def adjust(
         if prediction != "eps"
         else {key: value for key, value in spec.schedule.items() if key != "zero_terminal_snr"}
     )
-    return replace(changed, prediction=prediction, schedule=schedule or dict(SCALED_LINEAR))
+    changes = changed.changes | {"prediction": prediction}
+    return replace(
+        changed, prediction=prediction, schedule=schedule or dict(SCALED_LINEAR), changes=changes
+    )
 
 
 def hand_over_to(spec: Spec, refiner: Spec, start: float | None) -> Spec:

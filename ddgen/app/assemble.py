@@ -61,6 +61,8 @@ def assemble(
         keep_freed_memory()
     path = local_path(spec)
     found = open_checkpoint(path)
+    if spec.ema:
+        found = found.averaged()
     compute = choose_dtype(dtype, place, spec, found)
     text_dtype = torch.float16 if _half_gpu(compute, place) else torch.float32
     turns = memory.offloads(offload, place, weights_bytes(found, compute))

@@ -42,7 +42,7 @@ class Source(Protocol):
         StopIteration: there will be no more.
     """
 
-    def next(self, wait: bool) -> Task | BadLine | InputError | None: ...
+    def next(self, wait: bool) -> Task | BadLine | Missed | InputError | None: ...
 
 
 Group = list[Task]
@@ -137,6 +137,8 @@ class Batch:
                     if self._to_do(item):
                         waiting.setdefault(shape(item), []).append(item)
                         count += 1
+                elif isinstance(item, Missed):
+                    self._miss(item)
                 else:
                     self._refuse(item)
             if not count:

@@ -6,7 +6,7 @@ enough everywhere and are not asked about; torch is imported only for the measur
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ddgen.diffusion.samplers import SAMPLERS
@@ -17,6 +17,7 @@ from ddgen.weights.spec import Spec
 
 SMALL = 100_000_000  # parameters
 WORTH_SAYING = 120.0  # seconds
+WORTH_SAYING_EACH = 12.0  # of one picture, where nobody knows how many will come
 EFFICIENCY = 0.6  # of the matrix product's speed that networks reach
 TOKENS = 77
 MUCH_FASTER = 4.0
@@ -114,34 +115,44 @@ def operations(spec: Spec, job: Job, steps: float) -> float:
     return steps * calls * each + last
 
 
+def heavy(spec: Spec) -> bool:
+    """Whether a model is large enough to be asked about."""
+    side = 8 * spec.divisor
+    return unet(spec.arch.unet, side, side).parameters >= SMALL
+
+
 def forecast(
     spec: Spec,
-    jobs: Sequence[Job],
+    jobs: Mapping[Job, int],
     device: str,
     steps: int | None = None,
     measure: Callable[[str], float] | None = None,
+    *,
+    each: bool = False,
 ) -> str | None:
     """Return the line to say before a run of minutes, None before a short one.
 
+    jobs:  how many there are of each; seeds and prompts do not matter.
     steps: of all jobs together, where that is not the sum of theirs. measure: device -> operations a second.
+    each:  nobody knows how many will come; the jobs are one of them.
     """
-    side = 8 * spec.divisor
-    if not jobs or unet(spec.arch.unet, side, side).parameters < SMALL:
+    if not jobs or not heavy(spec):
         return None
-    planned = sum(job.steps for job in jobs)
+    planned = sum(job.steps * count for job, count in jobs.items())
     share = 1.0 if steps is None else steps / max(planned, 1)
     speed = (measure or measured)(device) * EFFICIENCY
-    seconds = sum(operations(spec, job, job.steps * share) for job in jobs) / speed
-    if seconds < WORTH_SAYING:
+    seconds = sum(operations(spec, job, job.steps * share) * count for job, count in jobs.items()) / speed
+    if seconds < (WORTH_SAYING_EACH if each else WORTH_SAYING):
         return None
-    said = f"{spec.name} on {_WHERE.get(device, device)}: about {_minutes(seconds)}"
+    a_picture = " a picture" if each else ""
+    said = f"{spec.name} on {_WHERE.get(device, device)}: about {_minutes(seconds)}{a_picture}"
     name, family, side = QUICK
     arch = FAMILIES[family]
     factor = arch.first_stage.factor
-    each = unet(arch.unet, side // factor, side // factor).operations
+    one = unet(arch.unet, side // factor, side // factor).operations
     if isinstance(arch.first_stage, KLConfig):
-        each += decoder(arch.first_stage, side, side).operations
-    other = each * len(jobs) / speed
+        one += decoder(arch.first_stage, side, side).operations
+    other = one * sum(jobs.values()) / speed
     return f"{said}; {name}: about {_minutes(other)}" if other * MUCH_FASTER < seconds else said
 
 

@@ -72,6 +72,8 @@ def weights_digests(spec: Spec) -> dict[str, str]:
     for file, sha256 in files:
         hub.check(spec.source, spec.name, file, sha256)
     named = {"model": files[0][1]} if len(files) == 1 else {file.name: sha256 for file, sha256 in files}
+    if spec.ema:
+        named["ema of model"] = files[0][1]
     named |= {item.label: digest(item.path) for item in spec.additions}
     if spec.refiner is not None:
         of_refiner = weights_digests(spec.refiner)

@@ -83,13 +83,15 @@ class Pipeline:
         embeddings: Sequence[str] = (),
         vae: str | None = None,
         refiner: str | None = None,
+        ema: bool = False,
         device: str = "auto",
         dtype: str = "auto",
         text_backend: str = "native",
         offload: str = "auto",
     ) -> Pipeline:
         """Load a model by name or path (default: the embedded one), with LoRAs (FILE or FILE:WEIGHT), embeddings,
-        another autoencoder, and a model that takes over for the last steps.
+        another autoencoder, and a model that takes over for the last steps; ema: with the averaged U-Net that a
+        file holds beside the trained one.
 
         Raises:
             ModelError: an unknown name, or weights that are missing, damaged or of another shape.
@@ -98,7 +100,9 @@ class Pipeline:
         from ddgen.app.adjust import adjust
         from ddgen.app.assemble import assemble
 
-        spec = adjust(registry.find(model), loras=loras, embeddings=embeddings, vae=vae, refiner=refiner)
+        spec = adjust(
+            registry.find(model), loras=loras, embeddings=embeddings, vae=vae, ema=ema, refiner=refiner
+        )
         return assemble(spec, device=device, dtype=dtype, text_backend=text_backend, offload=offload)
 
 

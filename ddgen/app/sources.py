@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from ddgen.app.outcome import Missed
 from ddgen.app.tasks import Planner, Task
 from ddgen.errors import DdgenError, InputError
 from ddgen.io.lines import BadLine, Faults, PromptLine, collect_faults
@@ -82,13 +83,15 @@ def _try(line: PromptLine, planner: Planner, visit: Callable[[Task], None]) -> B
 
 @dataclass
 class StreamSource:
-    """The tasks of a prompt stream, as they arrive. A line that cannot be used is handed on as what it is."""
+    """The tasks of a prompt stream, as they arrive. A line that cannot be used is handed on as what it is, a
+    task that `visit` raises at as one that was missed."""
 
     file: BinaryIO
     planner: Planner
     source: str
     format: str = ""
     encoding: str = "utf-8"
+    visit: Callable[[Task], None] = lambda task: None
     ahead: int = 1024
     _queue: queue.Queue[PromptLine | BadLine | DdgenError | None] = field(init=False)
     _tasks: Iterator[Task] = iter(())
@@ -109,7 +112,7 @@ class StreamSource:
             pass  # the other end is gone, or the program is ending
         self._queue.put(None)
 
-    def next(self, wait: bool) -> Task | BadLine | InputError | None:
+    def next(self, wait: bool) -> Task | BadLine | Missed | InputError | None:
         while True:
             try:
                 task = next(self._tasks, None)
@@ -117,7 +120,7 @@ class StreamSource:
                 self._tasks = iter(())
                 return error
             if task is not None:
-                return task
+                return self._visited(task)
             if self._ended:
                 raise StopIteration
             try:
@@ -133,3 +136,10 @@ class StreamSource:
             if isinstance(line, BadLine):
                 return line
             self._tasks = self.planner.tasks(line)
+
+    def _visited(self, task: Task) -> Task | Missed:
+        try:
+            self.visit(task)
+        except DdgenError as error:
+            return Missed(task, error)
+        return task

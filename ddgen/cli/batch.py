@@ -109,7 +109,7 @@ SharedOutput = Annotated[
     ),
 ]
 Events = Annotated[
-    bool, flags.switch(flags.TALK, "With --json: also what starts, each step, what is skipped.", "--events")
+    bool, flags.switch(flags.TALK, "With --json: also what starts, each step, what is skipped, warnings.", "--events")
 ]
 
 
@@ -167,6 +167,7 @@ def batch(
     vae: flags.Vae = None,
     prediction: flags.Prediction = None,
     clip_skip: flags.ClipSkip = None,
+    ema: flags.Ema = False,
     refiner: flags.Refiner = None,
     refiner_start: flags.RefinerStart = None,
     device: flags.Device = None,
@@ -199,6 +200,7 @@ def batch(
     given["negative"] = ", ".join(negative) if negative else None
     given["offline"] = "1" if offline else None
     given["transparent"] = "true" if transparent else None
+    given["ema"] = "1" if ema else None
     single = {name: value for name, value in given.items() if name not in SWEPT}
     values = {name: found for name, found in settings.resolve(single).items()}
     plain = {name: found.value for name, found in values.items()}
@@ -207,6 +209,7 @@ def batch(
         show_pictures()
     if events and not json:
         raise UsageError("--events needs --json", "add --json", id="usage.events")
+    console.manners.events = events
     if size is not None and (width is not None or height is not None):
         raise UsageError(
             "--size and --width/--height say the same thing", "keep one of them", id="usage.size"

@@ -12,24 +12,23 @@ from typing import Any
 
 import typer
 
+from ddgen.app import estimate
 from ddgen.app import plan as planning
-from ddgen.app import sources
 from ddgen.app.adjust import adjust
-from ddgen.app.batch import Batch, Interrupted, Runner, clash, local, look
+from ddgen.app.batch import Batch, Interrupted, Runner, local, look
 from ddgen.app.identity import model_key, weights_digests
 from ddgen.app.ledger import FailedList, Ledger, Lock, Shard, run_seed
 from ddgen.app.naming import Target
 from ddgen.app.styles import load_styles
 from ddgen.app.tasks import Planner, Task
 from ddgen.cli import console, process, pulling
+from ddgen.cli.batch_input import Reading, check_files, open_source
 from ddgen.cli.batch_talk import Talk
 from ddgen.cli.progress import make_progress
 from ddgen.errors import InputError, OutputError, ResourceError, UsageError
-from ddgen.io import files, metadata
-from ddgen.io.lines import Faults
+from ddgen.io import files
 from ddgen.io.prompts import PromptFile, shown_name
 from ddgen.io.settings import Settings
-from ddgen.request import Job
 from ddgen.weights import registry
 from ddgen.weights.spec import Spec
 
@@ -78,6 +77,7 @@ def run(options: Options, values: dict[str, Any], target: Target) -> None:
         vae=values["vae"],
         prediction=values["prediction"],
         clip_skip=values["clip_skip"],
+        ema=values["ema"],
         refiner=values["refiner"],
         refiner_start=values["refiner_start"],
         weights_file=values["weights_file"],
@@ -159,7 +159,8 @@ def work(options: Options, values: dict[str, Any], spec: Spec, planner: Planner)
         fail_fast=options.fail_fast,
         batch_size=values["batch_size"],
     )
-    source = open_source(options, values, planner, talk)
+    reading = Reading(options.files, options.input_format, options.encoding, options.strict_tokens)
+    source = open_source(reading, values, planner, talk)
     process.at_first_signal(talk.stop)
     with make_progress(values["progress"], talk.total, "images") as bar:
         talk.bar = bar
@@ -183,85 +184,6 @@ def work(options: Options, values: dict[str, Any], spec: Spec, planner: Planner)
     console.say(f"ddgen: {tally.saved} saved, {tally.skipped} skipped, {tally.failed} failed{listed}")
     if tally.exit_code:
         raise typer.Exit(tally.exit_code)
-
-
-def open_source(options: Options, values: dict[str, Any], planner: Planner, talk: Talk) -> Any:
-    """Return the source of tasks: files are checked whole here, and the pictures counted.
-
-    Raises:
-        InputError: a bad file. OutputError: a name held by another picture.
-    """
-    if options.files == ("-",):
-        stdin = os.fdopen(os.dup(0), "rb")
-        return sources.StreamSource(stdin, planner, shown_name("-"), options.input_format, options.encoding)
-    opened = [PromptFile(path, options.input_format, options.encoding) for path in options.files]
-    origin = metadata.Origin()
-    marked = values["metadata"] != "none"
-
-    long: list[int] = []
-
-    def visit(task: Task) -> None:
-        talk.total += 1
-        count = tokens_beyond(task.job)
-        if count and options.strict_tokens:
-            what = (
-                f"{task.source} line {task.line}: prompt has {count} tokens, over {planning.TOKENS_PER_CHUNK}"
-            )
-            raise InputError(what, "shorten it, or drop --strict-tokens", id="prompts.tokens")
-        long.append(count) if count else None
-        if planner.target.format == "jpeg":
-            metadata.check_fits(metadata.describe(task.job, origin, values["metadata"], task.id), "jpeg")
-        if task.path.exists() and look(task, marked=marked) == "other":
-            raise clash(task.path)
-
-    check_files(opened, planner, visit)
-    if long:
-        chunks = f"read in chunks of {planning.TOKENS_PER_CHUNK}"
-        console.warn(f"{len(long)} prompts are long, the longest has {max(long)} tokens; {chunks}")
-    return sources.FileSource(opened, fresh(planner))
-
-
-def tokens_beyond(job: Job) -> int:
-    """Return a prompt's tokens if they are more than one chunk, else 0; short ones are not counted."""
-    if len(job.prompt.encode()) <= planning.TOKENS_PER_CHUNK:
-        return 0
-    count = planning.token_count(job.prompt, job.prompt_syntax, job.steps)
-    return count if count > planning.TOKENS_PER_CHUNK else 0
-
-
-def check_files(opened: list[PromptFile], planner: Planner, visit: Callable[[Task], None]) -> None:
-    """Check prompt files whole; several faults are told one a line, the last by the exit.
-
-    Raises:
-        InputError: the first fault.
-    """
-    try:
-        sources.check(opened, fresh(planner), visit)
-    except Faults as faults:
-        if not faults.others:
-            raise
-        console.fail(faults)
-        for line in faults.others[:-1]:
-            console.fail(line.error())
-        more = f" (+{faults.more} more)" if faults.more else ""
-        last = faults.others[-1].error()
-        raise InputError(last.message, last.hint + more, id=last.id) from None
-
-
-def fresh(planner: Planner) -> Planner:
-    """Return a planner that has seen no line yet."""
-    return Planner(
-        planner.spec,
-        planner.model,
-        planner.target,
-        planner.base,
-        planner.run_seed,
-        planner.expand,
-        planner.styles,
-        planner.shard,
-        planner.folder,
-        planner.models,
-    )
 
 
 def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk, root: Path) -> Runner:
@@ -309,6 +231,9 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
         console.detail(f"ddgen: loaded in {time.monotonic() - begun:.2f} s on {loaded.device}")
         for note in loaded.notes:
             console.warn(note)
+        warning = estimate.forecast(spec, talk.ahead, loaded.device.type, each=options.files == ("-",))
+        if warning is not None:
+            console.say(f"ddgen: {warning}")
         return Renderer(loaded, Saving(form, values["quality"], values["metadata"]), values["text_backend"])
 
     return local(load, talk.step)

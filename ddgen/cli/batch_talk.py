@@ -2,6 +2,7 @@
 Ctrl-C.
 """
 
+from collections import Counter
 from dataclasses import asdict
 
 from ddgen.app.batch import Event, Interrupted
@@ -9,15 +10,21 @@ from ddgen.app.tasks import Task
 from ddgen.cli import console, process
 from ddgen.cli.progress import Progress
 from ddgen.errors import DdgenError
+from ddgen.request import Job
 
 
 class Talk:
-    """Tells of a run while it goes on, and hears of signals."""
+    """Tells of a run while it goes on, and hears of signals.
+
+    total: pictures of the files, 0 for a stream. ahead: what of them is to be made, by its cost; of a stream
+    the one that comes next; counted for large models only.
+    """
 
     def __init__(self, *, events: bool, end: str) -> None:
         self.events = events
         self.end = end
         self.total = 0
+        self.ahead: Counter[Job] = Counter()
         self.signal = 0
         self.bar: Progress | None = None
 
@@ -43,6 +50,8 @@ class Talk:
     def event(self, event: Event) -> None:
         """Tell of an event; results go to standard output, the rest where it belongs."""
         task = event.task
+        if event.kind == "start" and task is not None and not self.total:
+            self.ahead = Counter([task.job])
         if event.kind == "image" and task is not None:
             self._image(task, event.seconds)
             if console.manners.preview:

@@ -33,6 +33,7 @@ class Manners:
     verbose: int = 0
     debug: bool = False
     json: bool = False
+    events: bool = False
     preview: bool = False
 
 
@@ -107,7 +108,10 @@ def detail(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Tell the user of something that may surprise."""
+    """Tell the user of something that may surprise; whoever listens to events hears it among them."""
+    if manners.events:
+        out_json({"type": "warning", "message": text})
+        return
     if manners.quiet:
         return
     line = f"ddgen: {paint('warning:', '33')} {safe(text)}"

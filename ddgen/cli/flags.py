@@ -194,6 +194,7 @@ ClipSkip = Annotated[
     str | None,
     value(MODEL, "N", "Read the text N layers from the end, 1 = the last. [the model's]", "--clip-skip"),
 ]
+Ema = Annotated[bool, switch(MODEL, "Use the averaged U-Net that a file holds beside the trained one.", "--ema")]
 Control = Annotated[
     list[str] | None,
     value(

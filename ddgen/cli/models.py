@@ -215,6 +215,7 @@ def convert(
     target: Target,
     layout: Layout = "auto",
     dtype: flags.Dtype = None,
+    ema: flags.Ema = False,
     force: flags.Force = False,
     weights_file: flags.WeightsFile = None,
     json: flags.Json = False,
@@ -234,10 +235,11 @@ def convert(
     if spec.source.path is None:
         raise registry.absent(spec.name)
     write = converting.to_file if to_file else converting.to_folder
-    report = write(open_checkpoint(spec.source.path), spec, target, dtype=kept)
+    found = open_checkpoint(spec.source.path)
+    report = write(found.averaged() if ema else found, spec, target, dtype=kept)
     if report.dropped:
         console.warn(
-            f"{len(report.dropped)} tensors have no place in the other layout: {_some(report.dropped)}"
+            f"{len(report.dropped)} tensors have no place in what was written: {_some(report.dropped)}"
         )
     if json:
         record = {"type": "converted", "path": str(target), "files": [str(item) for item in report.written]}

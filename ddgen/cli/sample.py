@@ -31,7 +31,7 @@ A flag --a-b with a value can also be set as DDGEN_A_B or in config.toml; see 'd
 """
 
 
-SWITCHES = ("offline", "transparent")  # flags without a value that are settings too
+SWITCHES = ("ema", "offline", "transparent")  # flags without a value that are settings too
 
 
 def register(app: typer.Typer) -> None:
@@ -76,6 +76,7 @@ def sample(
     vae: flags.Vae = None,
     prediction: flags.Prediction = None,
     clip_skip: flags.ClipSkip = None,
+    ema: flags.Ema = False,
     refiner: flags.Refiner = None,
     refiner_start: flags.RefinerStart = None,
     control: flags.Control = None,
@@ -281,6 +282,7 @@ def adjusted(
         vae=values["vae"],
         prediction=values["prediction"],
         clip_skip=values["clip_skip"],
+        ema=values["ema"],
         refiner=values["refiner"],
         refiner_start=values["refiner_start"],
         weights_file=values["weights_file"],

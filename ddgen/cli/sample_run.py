@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -76,7 +77,7 @@ def make(
 
     from ddgen.app import estimate, pipeline, produce
 
-    warning = estimate.forecast(spec, jobs, loaded.device.type, steps)
+    warning = estimate.forecast(spec, Counter(jobs), loaded.device.type, steps)
     if warning is not None:
         console.say(f"ddgen: {warning}")
     kind = names.target.format if names is not None else parse_output("-", values["format"]).format
@@ -185,6 +186,7 @@ def origin_of(loaded: "Pipeline", job: Job, values: Mapping[str, Any]) -> metada
         dtype=str(loaded.denoiser.dtype or "float32").removeprefix("torch."),
         torch=".".join(version("torch").split(".")[:2]),
         text_backend=values["text_backend"],
+        changes=loaded.spec.changes,
     )
 
 

@@ -156,6 +156,7 @@ SETTINGS: dict[str, Setting] = {
     "vae": Setting(str),
     "prediction": Setting(str),
     "clip_skip": Setting(whole),
+    "ema": Setting(truth, False),
     "refiner": Setting(str),
     "refiner_start": Setting(number),
     "device": Setting(device, "auto"),

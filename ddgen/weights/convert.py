@@ -62,7 +62,13 @@ def to_file(found: Checkpoint, spec: Spec, target: Path, *, dtype: torch.dtype |
     for name, part in found.parts.items():
         made |= file_part(name, part, towers)
     size = write(target, made, spec_metadata(spec), dtype)
-    return Report((target,), len(made), size, found.ignored + found.unknown)
+    return Report((target,), len(made), size, beside(found))
+
+
+def beside(found: Checkpoint) -> tuple[str, ...]:
+    """Return the tensors of a checkpoint that belong to no part: junk, strangers, the second U-Net."""
+    second = sorted(stored.take.names[0] for stored in found.ema.values())
+    return (*found.ignored, *found.unknown, *second)
 
 
 def file_towers(arch: Arch) -> tuple[TowerSpec, ...]:
@@ -119,7 +125,7 @@ def to_folder(found: Checkpoint, spec: Spec, target: Path, *, dtype: torch.dtype
         if f"text.{i}" in found.parts
     ]
 
-    written, tensors, size, dropped = [], 0, 0, [*found.ignored, *found.unknown]
+    written, tensors, size, dropped = [], 0, 0, list(beside(found))
     for part, name, stem, config in jobs:
         made, left = _folder_part(part, found.part(part), arch)
         dropped += [f"{part}: {native}" for native in left]

@@ -54,6 +54,21 @@ class Checkpoint:
             raise ModelError(message, "give a whole checkpoint", id="model.parts")
         return self.parts[name]
 
+    def averaged(self) -> "Checkpoint":
+        """Return the checkpoint with its averaged U-Net (EMA) in place of the trained one, and the other way
+        round.
+
+        Raises:
+            ModelError: it holds none, or a part of one.
+        """
+        trained = self.parts.get("unet", {})
+        if not self.ema or trained.keys() - self.ema.keys():
+            held = f"{len(self.ema)} of {len(trained)}" if self.ema else "no"
+            raise ModelError(
+                f"model '{self.path.name}' holds {held} averaged (EMA) tensors", "drop --ema", id="model.ema"
+            )
+        return replace(self, parts=self.parts | {"unet": self.ema}, ema=trained)
+
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint.

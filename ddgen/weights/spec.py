@@ -80,6 +80,8 @@ class Spec:
     distilled:     trained to run without guidance.
     additions:     what this run puts on the model; never written with it.
     clip_skip:     which text layer from the end this run reads at least, 1 = the last; None: the model's own.
+    changes:       what this run's flags changed about the rules, for the metadata: clip_skip, prediction, ema.
+    ema:           this run takes the averaged U-Net that a file holds beside the trained one.
     refiner:       the model that this run hands over to, after the fraction `refiner_start` of the times.
     """
 
@@ -96,6 +98,8 @@ class Spec:
     source: Source = field(default_factory=Source)
     additions: tuple[Addition, ...] = ()
     clip_skip: int | None = None
+    ema: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
     refiner: "Spec | None" = None
     refiner_start: float = 0.8
     licence: str = ""
