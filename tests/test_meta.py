@@ -373,6 +373,14 @@ def test_the_commands(tmp_path: Path) -> None:
     assert containers.read_texts((tmp_path / "clean/a.png").read_bytes()) == {}
     again = run("meta", "scrub", "a.png", "-o", "clean", cwd=tmp_path)
     assert again.returncode == 7 and "'clean/a.png' exists" in again.stderr
+    alone = run("meta", "scrub", "a.png", "-o", "bare.png", cwd=tmp_path)
+    assert alone.stdout == "bare.png\n" and (tmp_path / "bare.png").is_file()
+    for words, line in (
+        (("a.png", "b.png", "-o", "x.png"), "2 pictures do not fit into 'x.png'; give a directory, as in --output clean/"),
+        (("a.png", "-o", "x.jpg"), "--output 'x.jpg': the picture stays a PNG file; name it so, as in --output x.png"),
+    ):
+        wrong = run("meta", "scrub", *words, cwd=tmp_path)
+        assert (wrong.returncode, wrong.stderr) == (2, f"ddgen: error: {line}\n")
     assert run("meta", "convert", "b.png", "--to", "a1111", "-f", cwd=tmp_path).returncode == 0
     assert read((tmp_path / "b.png").read_bytes()).tool == "a1111"
     (tmp_path / "bad.png").write_bytes(picture("png")[:100])

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ddgen.app import replaying
-from ddgen.errors import InputError
+from ddgen.app import remade, replaying
+from ddgen.errors import InputError, ModelError
 from ddgen.io import metadata
 from ddgen.io.foreign import Found
-from ddgen.weights import registry
+from ddgen.weights import registry, shelves
+from ddgen.weights.digest import digest
 
 DDGEN = str(Path(sys.executable).with_name("ddgen"))
 
@@ -59,6 +60,79 @@ def test_replay_gives_the_same_bytes_and_takes_changes(made: Path, tmp_path: Pat
     assert (tmp_path / "c.png").read_bytes() != (made / "a.png").read_bytes()
     again = run("replay", str(made / "a.png"), "-o", "b.png", cwd=tmp_path)
     assert again.returncode == 7 and "'b.png' exists" in again.stderr
+
+
+def test_what_a_run_changed_about_its_model_is_said_and_done_again(made: Path, tmp_path: Path) -> None:
+    plain = ("sample", "a (red:1.2) apple", "-N", "blurry", "--steps", "4", "-s", "7")
+    done = run(*plain, "--clip-skip", "2", "-o", "skip.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "skip.png").read_bytes() != (made / "a.png").read_bytes()
+    told = run("meta", "json", "skip.png", cwd=tmp_path)
+    assert "Clip skip: 2, " in json.loads(told.stdout)["texts"]["parameters"]
+    assert run("verify", "skip.png", cwd=tmp_path).stdout == "skip.png: equal bytes\n"
+    back = run("replay", "skip.png", "--clip-skip", "1", "-o", "back.png", cwd=tmp_path)
+    assert back.returncode == 0, back.stderr
+    with Image.open(tmp_path / "back.png") as one, Image.open(made / "a.png") as other:
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+SHA = "ab" * 32
+
+
+def test_files_of_a_picture_are_found_by_name_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ink = tmp_path / "loras" / "ink.safetensors"
+    ink.parent.mkdir()
+    ink.write_bytes(b"ink")
+    monkeypatch.setattr(shelves, "directories", lambda key: (ink.parent,))
+    sha256 = digest(ink)
+
+    def found(**weights: str) -> Found:
+        return Found("ddgen", "x", record={"weights": {"model": SHA, **weights}, "job": {"prompt": "x"}})
+
+    sticker = registry.find("sticker")
+    (lora,) = remade.spec_of(found(**{"lora:ink.safetensors x 0.8": sha256}), sticker, {}).additions
+    assert (lora.kind, lora.path, lora.weight) == ("lora", ink, 0.8)
+    with pytest.raises(ModelError, match=r"another lora 'ink.safetensors' than '.*'; give it with --lora ink"):
+        remade.spec_of(found(**{"lora:ink.safetensors x 0.8": SHA}), sticker, {})
+    with pytest.raises(ModelError, match=r"made with lora 'x y.pt'; give it with --lora x y.pt:-1$"):
+        remade.spec_of(found(**{"lora:x y.pt x -1": SHA}), sticker, {})
+    with pytest.raises(ModelError, match=r"made with embedding 'cat.pt'; give it with --embedding cat.pt$"):
+        remade.spec_of(found(**{"embedding:cat.pt": SHA}), sticker, {})
+    with pytest.raises(ModelError, match=r"a refiner; give it with --refiner NAME --refiner-start 0.7$"):
+        remade.spec_of(found(**{"refiner from 0.7: model": SHA}), sticker, {})
+    given = remade.spec_of(found(**{"lora:gone.pt x 1": SHA}), sticker, {"loras": [f"{ink}:2"]})
+    assert [(item.path, item.weight) for item in given.additions] == [(ink, 2.0)]
+    assert remade.spec_of(found(), sticker, {}) is sticker
+
+
+def test_rules_of_a_picture() -> None:
+    def said(changes: object) -> dict[str, object]:
+        return remade.rules_said(Found("ddgen", record={"changes": changes, "job": {}}))
+
+    assert said({"clip_skip": 2, "prediction": "v", "ema": True}) == {"clip_skip": 2, "prediction": "v", "ema": True}
+    for wrong in (None, [], {"clip_skip": -1}, {"clip_skip": [2]}, {"prediction": "w"}, {"ema": "yes"}):
+        assert said(wrong) == {}
+    assert remade.rules_said(Found("a1111", rest={"Clip skip": "2"})) == {"clip_skip": 2}
+    assert remade.rules_said(Found("a1111", rest={"Clip skip": "1"})) == {}
+
+
+@pytest.mark.parametrize(
+    ("tool", "rest", "rng"),
+    [
+        ("ddgen", {}, "ddgen"),
+        ("a1111", {}, "a1111"),
+        ("a1111", {"RNG": "NV"}, "a1111"),
+        ("a1111", {"RNG": "CPU"}, "diffusers"),
+        ("a1111", {"RNG": "CPU", "Version": "ddgen 0.1.0"}, "ddgen"),
+        ("comfyui", {}, "comfy"),
+        ("invokeai", {}, "diffusers"),
+    ],
+)
+def test_other_tools_pictures_are_made_from_their_noise(tool: str, rest: dict[str, str], rng: str) -> None:
+    found = Found(tool, "x", settings={"seed": 1}, rest=rest)
+    spec = registry.find("sticker")
+    assert replaying.job_of(found, spec, {}).rng == rng
+    assert replaying.job_of(found, spec, {"rng": "ddgen"}).rng == "ddgen"
 
 
 def test_verify_tells_the_three_cases_apart(made: Path, tmp_path: Path) -> None:

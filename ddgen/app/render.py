@@ -92,6 +92,7 @@ class Renderer:
             dtype=str(self.pipeline.denoiser.dtype or torch.float32).removeprefix("torch."),
             torch=".".join(torch.__version__.split(".")[:2]),
             text_backend=self.text_backend,
+            changes=self.pipeline.spec.changes,
         )
 
 

@@ -48,7 +48,7 @@ def job_of(found: Found, spec: Spec, changes: Mapping[str, Any]) -> Job:
     past = found.record.get("job", {}) if found.record else {}
     if past.get("edit") or past.get("controls"):
         raise InputError("the picture was made from another one", "edit that one again", id="input.replay")
-    said: dict[str, Any] = {"negative": found.negative, **found.settings}
+    said: dict[str, Any] = {"negative": found.negative, "rng": rng_of(found), **found.settings}
     if "sigmas" in changes or ("sigmas" in said and not {"steps", "spacing"} & set(changes)):
         said = {name: value for name, value in said.items() if name not in ("steps", "spacing")}
     else:
@@ -63,6 +63,15 @@ def job_of(found: Found, spec: Spec, changes: Mapping[str, Any]) -> Job:
     if isinstance(toward, str) and isinstance(weight, float) and 0 < weight <= 1:
         return replace(job, toward=toward, toward_weight=weight)
     return job
+
+
+def rng_of(found: Found) -> str:
+    """Return whose noise a picture was made from, where it does not say: its tool's own."""
+    if found.tool == "a1111":
+        if found.rest.get("Version", "").startswith("ddgen"):
+            return "ddgen"
+        return "diffusers" if found.rest.get("RNG") == "CPU" else "a1111"
+    return {"comfyui": "comfy", "invokeai": "diffusers"}.get(found.tool, "ddgen")
 
 
 def compare(old: "Pixels", new: "Pixels", *, same_bytes: bool, causes: tuple[str, ...]) -> Verdict:
@@ -88,8 +97,13 @@ def differences(record: Mapping[str, Any], origin: metadata.Origin, tool: str) -
     found = []
     weights = record.get("weights", {})
     if weights != dict(origin.digests):
-        then, now = (str(d.get("model", "other files"))[:12] for d in (weights, origin.digests))
-        found.append(f"other weights: {then} then, {now} now")
+        unlike = [name for name in {**weights, **origin.digests} if weights.get(name) != origin.digests.get(name)]
+        name = "model" if "model" in unlike else unlike[0]
+        then, now = (str(d.get(name, "none"))[:12] for d in (weights, origin.digests))
+        found.append(f"other weights{'' if name == 'model' else f' of {name}'}: {then} then, {now} now")
+    if record.get("changes", {}) != dict(origin.changes):
+        then, now = (_listed(changes) for changes in (record.get("changes", {}), origin.changes))
+        found.append(f"other rules of the model: {then} then, {now} now")
     pairs = (
         ("dtype", origin.dtype),
         ("device", origin.device),
@@ -102,3 +116,7 @@ def differences(record: Mapping[str, Any], origin: metadata.Origin, tool: str) -
         if then != now:
             found.append(f"other {name.replace('_', ' ')}: {str(then)[:40]} then, {now} now")
     return tuple(found)
+
+
+def _listed(changes: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(changes.items()))[:60] or "its own"

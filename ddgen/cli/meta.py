@@ -17,7 +17,8 @@ MAX_BYTES = 256 * 2**20
 EXAMPLES = """Examples:
   ddgen meta show apple.png
   ddgen meta json out/*.png | jq .settings.seed
-  ddgen meta scrub photo.jpg -o clean/
+  ddgen meta scrub photo.jpg -o clean.jpg
+  ddgen meta scrub out/*.png -o clean/
   ddgen meta convert comfy.png --to a1111 -o converted/
 """
 
@@ -26,7 +27,13 @@ Files = Annotated[
 ]
 Output = Annotated[
     str | None,
-    flags.value(flags.OUTPUT, "DIR", "Where the new files go, under the same names.", "--output", "-o"),
+    flags.value(
+        flags.OUTPUT,
+        "WHERE",
+        "A directory for the new files, under the same names; of one picture also a file.",
+        "--output",
+        "-o",
+    ),
 ]
 Force = Annotated[
     bool,
@@ -124,25 +131,58 @@ def rewrite(
     at a time.
 
     Raises:
-        UsageError: no place to write to. OutputError: a file that exists.
+        UsageError: no place to write to, or one that does not fit. OutputError: a file that exists.
     """
     if output is None and not force:
         raise UsageError(
             "this would change the files themselves", "give --output DIR, or --force", id="usage.in-place"
         )
+    file = as_file(output, paths)
     if output is not None:
-        files.probe_directory(output)
+        files.probe_directory(output if file is None else file.parent)
     for path, data in read_all(paths):
         try:
             made = containers.replace_texts(data, texts(path, data))
         except InputError as error:
             raise named(path, error) from None
-        target = path if output is None else Path(output) / path.name
+        target = file or (path if output is None else Path(output) / path.name)
+        if file is not None:
+            check_kind(file, containers.kind_of(data))
         try:
             files.publish(target, made, force=force)
         except FileExistsError:
             raise OutputError(f"'{target}' exists", "use --force to replace it", id="output.exists") from None
         console.out(str(target))
+
+
+KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def as_file(output: str | None, paths: list[str]) -> Path | None:
+    """Return the file that --output names, None where it is a directory.
+
+    Raises:
+        UsageError: a file for several pictures.
+    """
+    if output is None or output.endswith("/") or Path(output).is_dir():
+        return None
+    if Path(output).suffix.lower() not in KINDS:
+        return None
+    if len(paths) > 1:
+        what = f"{len(paths)} pictures do not fit into '{output}'"
+        raise UsageError(what, "give a directory, as in --output clean/", id="usage.output-several")
+    return Path(output)
+
+
+def check_kind(file: Path, kind: str) -> None:
+    """Refuse a name for another kind of file: metadata is written anew, pixels are not.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if KINDS[file.suffix.lower()] != kind:
+        mend = f"name it so, as in --output {file.with_suffix('.jpg' if kind == 'jpeg' else f'.{kind}').name}"
+        raise UsageError(f"--output '{file}': the picture stays a {kind.upper()} file", mend, id="usage.format")
 
 
 def interpreted(path: Path, data: bytes) -> foreign.Found | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddgen.app import replaying
+from ddgen.app import remade, replaying
 from ddgen.app.naming import Names, parse_output
 from ddgen.cli import console, flags, settings
 from ddgen.cli.meta import interpreted, read_all
@@ -51,8 +51,10 @@ CHANGES = (
     "eta",
     "scale",
     "prompt_syntax",
+    "rng",
 )
-RUNNING = ("device", "dtype", "text_backend", "progress", "color", "weights_file", "model")
+ABOUT_MODEL = ("vae", "prediction", "clip_skip", "refiner", "refiner_start")
+RUNNING = ("device", "dtype", "offload", "text_backend", "progress", "color", "weights_file", "model")
 
 Image = Annotated[
     str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP with metadata.", show_default=False)
@@ -99,11 +101,21 @@ def replay(
     spacing: flags.Spacing = None,
     sigmas: flags.Sigmas = None,
     eta: flags.Eta = None,
+    rng: flags.Rng = None,
     prompt_syntax: flags.PromptSyntax = None,
     model: flags.Model = None,
     weights_file: flags.WeightsFile = None,
+    lora: flags.Lora = None,
+    embedding: flags.Embedding = None,
+    vae: flags.Vae = None,
+    prediction: flags.Prediction = None,
+    clip_skip: flags.ClipSkip = None,
+    ema: flags.Ema = False,
+    refiner: flags.Refiner = None,
+    refiner_start: flags.RefinerStart = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
+    offload: flags.Offload = None,
     text_backend: flags.TextBackend = None,
     output: flags.Output = None,
     force: flags.Force = False,
@@ -130,10 +142,11 @@ def replay(
     changes |= {"negative": ", ".join(negative)} if negative else {}
     target = parse_output(output, settings.resolve({"format": format}, ("format",))["format"].value)
     names = Names(target, force=force)
-    original = open_original(image, model, running, changes)
+    original = open_original(image, model, running, changes, about_model(given))
     names.check(1, look_only=False)
     if model is None and original.found.tool != "ddgen":
-        theirs = original.found.rest.get("model", "unknown")
+        said = original.found.rest
+        theirs = said.get("model") or said.get("Model") or "unknown"
         console.warn(f"made by {original.found.tool} with model '{theirs}'; here with '{original.spec.name}'")
     renderer = load(original.spec, running, saving(target.format, running["quality"], running["metadata"]))
     data, _ = render(renderer, original, running, "")
@@ -156,8 +169,14 @@ def verify(
     images: Images,
     model: flags.Model = None,
     weights_file: flags.WeightsFile = None,
+    lora: flags.Lora = None,
+    embedding: flags.Embedding = None,
+    vae: flags.Vae = None,
+    refiner: flags.Refiner = None,
+    refiner_start: flags.RefinerStart = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
+    offload: flags.Offload = None,
     text_backend: flags.TextBackend = None,
     quality: flags.Quality = None,
     json: flags.Json = False,
@@ -175,23 +194,35 @@ def verify(
     console.configure(color=running["color"], quiet=quiet, verbose=verbose, json=json)
     renderers: dict[str, Renderer] = {}
     different = 0
-    originals = [open_original(image, model, running, {}) for image in images]
+    about = about_model(context.params)
+    originals = [open_original(image, model, running, {}, about) for image in images]
     for original in originals:
         kind = containers.kind_of(original.data)
-        name = original.spec.name
-        if name not in renderers:
-            renderers[name] = load(original.spec, running, saving(kind, running["quality"], "full"))
-        verdict = compare(renderers[name], original, running, kind)
+        key = repr(original.spec)
+        if key not in renderers:
+            renderers[key] = load(original.spec, running, saving(kind, running["quality"], "full"))
+        verdict = compare(renderers[key], original, running, kind)
         different += verdict.kind == "different"
         tell(original.path, verdict)
     if different:
         raise typer.Exit(InputError.exit_code)
 
 
+def about_model(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what the flags say about the model, by the names of adjust(); what the environment says is not
+    meant for pictures that are there already."""
+    asked = {name: given[name] for name in ABOUT_MODEL if given.get(name) is not None}
+    found = {name: settings.resolve({name: text}, (name,))[name].value for name, text in asked.items()}
+    found |= {"ema": True} if given.get("ema") else {}
+    return found | {f"{name}s": given[name] for name in ("lora", "embedding") if given.get(name)}
+
+
 def open_original(
-    image: str, model: str | None, running: dict[str, Any], changes: dict[str, Any]
+    image: str, model: str | None, running: dict[str, Any], changes: dict[str, Any], about: dict[str, Any]
 ) -> Original:
     """Return a picture with the model and job that it describes.
+
+    about: what the user says about the model instead of the picture.
 
     Raises:
         InputError: it says nothing, or not enough. ModelError: its model is not known here.
@@ -207,6 +238,10 @@ def open_original(
         what = f"image '{path}' was made with model '{said}', unknown here"
         raise ModelError(what, "give it with --model", id="model.unknown-name")
     spec = registry.find(model if model is not None else said, weights_file=running["weights_file"])
+    try:
+        spec = remade.spec_of(found, spec, about, running["weights_file"])
+    except ModelError as error:
+        raise ModelError(f"image '{path}': {error.message}", error.hint, id=error.id) from None
     try:
         return Original(path, data, found, spec, replaying.job_of(found, spec, changes))
     except DdgenError as error:
@@ -232,7 +267,11 @@ def load(spec: Spec, running: dict[str, Any], how: "Saving") -> "Renderer":
     from ddgen.app.render import Renderer
 
     loaded = assemble(
-        spec, device=running["device"], dtype=running["dtype"], text_backend=running["text_backend"]
+        spec,
+        device=running["device"],
+        dtype=running["dtype"],
+        text_backend=running["text_backend"],
+        offload=running["offload"],
     )
     return Renderer(loaded, how, running["text_backend"])
 

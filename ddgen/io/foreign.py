@@ -267,7 +267,9 @@ def _invokeai(texts: Mapping[str, str]) -> Found | None:
         if sampler.endswith("_k"):
             pairs |= {"sampler": sampler.removesuffix("_k"), "spacing": "karras"}
         settings, rest = _collect(pairs)
-        rest |= {"model": str(model.get("name", "")) if isinstance(model, dict) else str(model or "")}
+        if isinstance(model, dict):
+            model = model.get("name") or model.get("model_name")
+        rest |= {"model": str(model or "")}
         prompt, negative = (str(record.get(name) or "") for name in ("positive_prompt", "negative_prompt"))
         return Found("invokeai", prompt, negative, settings, rest)
     old = _json(texts.get("sd-metadata"))

@@ -45,6 +45,7 @@ class Origin:
 
     sampler: A1111's name of the sampler.
     digests: sha256 of each weight file, by its short name; "model" is the main one.
+    changes: what the run's flags changed about the model's rules: clip_skip, prediction, ema.
     torch:   major.minor of the library, the class of versions that round alike.
     """
 
@@ -54,6 +55,7 @@ class Origin:
     dtype: str = "float32"
     torch: str = ""
     text_backend: str = "native"
+    changes: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def settings_of(job: Job, origin: Origin, level: str = "full") -> dict[str, obje
         "dtype": origin.dtype,
         "torch": origin.torch,
         "text_backend": origin.text_backend,
+        **({"changes": dict(origin.changes)} if origin.changes else {}),
     }
 
 
@@ -115,6 +118,7 @@ def a1111(job: Job, origin: Origin) -> str:
         ("Model hash", origin.digests.get("model", "")[:10] or None),
         ("Model", job.model),
         ("VAE hash", next((digest[:10] for _, digest in _added(origin, "vae")), None)),
+        ("Clip skip", origin.changes.get("clip_skip")),
         ("RNG", "NV" if job.rng == "a1111" else "CPU"),
         ("Eta", _number(job.eta) if job.eta else None),
         ("CFG Rescale", _number(job.guidance_rescale) if job.guidance_rescale else None),

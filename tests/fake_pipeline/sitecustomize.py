@@ -23,7 +23,8 @@ class Device:
 class Loaded:
     """Stands for app.pipeline.Pipeline."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec) -> None:
+        self.spec = spec
         self.digests = {"model": "ab" * 32}
         self.device = Device()
         self.denoiser = types.SimpleNamespace(dtype=None)
@@ -39,7 +40,7 @@ def assemble(spec, *, device="auto", dtype="auto", text_backend="native", offloa
     if os.environ.get("FAKE_LOG"):
         with open(os.environ["FAKE_LOG"], "a") as log:
             log.write(f"loaded {spec.name} {device} {dtype} {text_backend}\n")
-    return Loaded()
+    return Loaded(spec)
 
 
 def run(pipeline, jobs, on_step=None, source=None):
