@@ -152,12 +152,12 @@ def test_posterior_mean_targets_train_the_unet_and_make_the_loss_smaller(model, 
     """A caption with one picture has that picture as its mean; the empty one has the mean of all."""
     settings = replace(QUICK, part="unet", target="mean", dropout=0.5, scratch=True)
     run = Trainer(load(model), data, tmp_path / "a", settings)
-    draw = data.draw(0, 0, 8, run.shape, dropout=0.5, high_noise=0.3)
+    draw = data.draw(0, 0, 8, run.shapes, dropout=0.5, high_noise=0.3)
     assert (draw.captions == 0).any() and (draw.captions > 0).any()
-    x0, eps = run.latents[torch.from_numpy(draw.pictures)], torch.from_numpy(draw.eps)
+    x0, eps = run.latents[draw.pictures], torch.from_numpy(draw.eps)
     sigma = torch.full((8,), 50.0)
-    means = run._means(x0, eps, sigma, draw.captions)
-    centre = run.latents.mean(0)
+    means = run._means(x0, eps, sigma, draw)
+    centre = run.latents[np.arange(len(data))].mean(0)
     for i, caption in enumerate(draw.captions):
         wanted = x0[i] if caption else centre
         assert (means[i] - wanted).abs().max() < (1e-5 if caption else 0.2)

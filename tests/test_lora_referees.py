@@ -16,7 +16,7 @@ from ddgen.weights import lora_maths
 from ddgen.weights.arch import Arch
 
 
-def their_unet(arch: Arch, network: nn.Module) -> UNet2DConditionModel:
+def their_unet(arch: Arch, network: nn.Module, ids: int = 8) -> UNet2DConditionModel:
     """Return diffusers' U-Net with the same weights."""
     config = arch.unet
     kinds = ["CrossAttn" if depth[-1] else "" for depth in config.down_depth]
@@ -26,7 +26,7 @@ def their_unet(arch: Arch, network: nn.Module) -> UNet2DConditionModel:
     if config.vector_dim:
         options |= {
             "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
+            "addition_time_embed_dim": ids,
             "projection_class_embeddings_input_dim": config.vector_dim,
         }
     theirs = UNet2DConditionModel(

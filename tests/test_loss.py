@@ -69,6 +69,9 @@ def test_weights_at_known_levels():
     assert WEIGHTINGS["output"](denoiser, sigma).tolist() == pytest.approx([10001.0, 5.0, 1.25])
     # 1 / max(s, 0.1)^2 capped at 50, s^2 = sigma^2 / (1 + sigma^2).
     assert WEIGHTINGS["capped"](denoiser, sigma).tolist() == pytest.approx([50.0, 5.0, 1.25])
+    assert WEIGHTINGS["soft_min_snr"](denoiser, sigma).tolist() == pytest.approx([50000 / 10005, 20 / 9, 1.25 / 5.25])
+    assert WEIGHTINGS["debiased"](denoiser, sigma).tolist() == pytest.approx([100.0, 2.0, 0.5])
+    assert WEIGHTINGS["p2"](denoiser, sigma).tolist() == pytest.approx([1 / 1.0001, 0.8, 0.2])
 
 
 def test_gradients_reach_the_network():

@@ -526,6 +526,6 @@ def test_guidance_and_start_are_noticed(vocabulary: Path, monkeypatch: pytest.Mo
 def test_the_sizes_are_those_of_the_picture() -> None:
     ours = build(FAMILIES["sdxl euler"])
     (job,) = plan(Request(("a",), seed=1, width=128, height=64), ours.spec)
-    ids = conditions.size_vector(ours.spec, job).reshape(6, 256)
+    ids = conditions.size_vector(ours.spec, job.width, job.height).reshape(6, 256)
     assert torch.equal(ids[0], ids[4]) and torch.equal(ids[1], ids[5]) and not torch.equal(ids[0], ids[1])
     assert torch.equal(ids[2], ids[3]) and ids[2, 0] == 1.0  # cos 0: not cropped

@@ -187,7 +187,9 @@ def _encode(
     if not pipeline.spec.arch.vector_ids:
         return cond
     assert cond.vector is not None
-    ids = torch.stack([size_vector(pipeline.spec, job, negative=negative) for job in jobs]).to(cond.vector)
+    ids = torch.stack(
+        [size_vector(pipeline.spec, job.width, job.height, negative=negative) for job in jobs]
+    ).to(cond.vector)
     return Conditioning(cond.context, torch.cat([cond.vector, ids], dim=1))
 
 
@@ -195,18 +197,18 @@ def _zeros(row: Conditioning) -> Conditioning:
     return Conditioning(torch.zeros_like(row.context), None if row.vector is None else torch.zeros_like(row.vector))
 
 
-def size_vector(spec: Spec, job: Job, *, negative: bool = False) -> Tensor:
+def size_vector(spec: Spec, width: int, height: int, *, negative: bool = False) -> Tensor:
     """Return the numbers that the network reads beside the pooled text, each as a sinusoid 256 wide, in one row.
 
     Ref: Podell et al. 2023, arXiv 2307.01952, section 2.2.
     """
     values = {
-        "original_height": job.height,
-        "original_width": job.width,
+        "original_height": height,
+        "original_width": width,
         "crop_top": 0,
         "crop_left": 0,
-        "target_height": job.height,
-        "target_width": job.width,
+        "target_height": height,
+        "target_width": width,
         "aesthetic_score": AESTHETIC_SCORE_NEGATIVE if negative else AESTHETIC_SCORE,
     }
     ids = torch.tensor([float(values[name]) for name in spec.arch.vector_ids])

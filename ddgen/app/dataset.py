@@ -1,69 +1,87 @@
-"""Pictures with captions from a folder (`imagefolder`); which of them a step sees is a pure function.
+"""A data set as training sees it: pictures of one size or a few, their texts; what a step sees is a pure function.
 
-    DIR/metadata.jsonl     {"file_name": "noto/fox.png", "text": "a fox"}                a line each; or
-    DIR/fox.png, fox.txt   the caption beside the picture
-
-A line may also have `captions` ({text: weight}; one is drawn each time) and `weight` (how often the picture
-is drawn; default 1).
+Pictures are kept as uint8 while they fit the memory given, and decoded whenever they are asked for beyond it.
+With `bucket` every picture goes to that size of about the same area whose aspect is nearest to its own, and a step
+takes all its pictures from one size. Where they come from: examples.py.
 """
 
-import io
+import hashlib
 import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from ddgen.app.examples import BAD, MANIFESTS, Example, read_folder
 from ddgen.errors import InputError
 
-MANIFEST = "metadata.jsonl"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 EMPTY = ""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One picture: its file, its captions with their weights, how often it is drawn."""
-
-    path: Path
-    captions: dict[str, float]
-    weight: float = 1.0
+BUDGET = 4 * 2**30  # bytes
+MAX_ASPECT = 2.5
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 
 @dataclass(frozen=True)
 class Draw:
     """What one step sees. pictures, captions: indices (B,), caption 0 is the empty one. u: (B,) in [0, 1).
-    eps: standard normals."""
+    eps: standard normals.
+    """
 
     pictures: NDArray[np.int64]
     captions: NDArray[np.int64]
     u: NDArray[np.float64]
     eps: NDArray[np.float32]
 
+    def part(self, rows: slice) -> "Draw":
+        return Draw(self.pictures[rows], self.captions[rows], self.u[rows], self.eps[rows])
+
 
 class Dataset:
-    """All pictures in memory as uint8 (N, 3, H, W), and all texts once.
+    """Pictures with captions, from a directory or shards.
+
+    bucket: sides of the other sizes are multiples of this many pixels; None: one size. budget: bytes that
+    pictures may take; beyond it they are decoded each time. word: put before captions that do not have it.
 
     Raises:
         InputError: an unreadable manifest or picture, or none at all.
     """
 
-    def __init__(self, folder: Path, width: int, height: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        width: int,
+        height: int,
+        *,
+        bucket: int | None = None,
+        budget: int = BUDGET,
+        word: str | None = None,
+    ) -> None:
         self.examples = list(read_folder(folder))
         if not self.examples:
             raise InputError(
                 f"'{folder}' holds no pictures with captions",
-                f"add {MANIFEST}, or a .txt beside each picture",
+                f"add {MANIFESTS[0]}, or a .txt beside each picture",
                 id="input.data",
             )
-        self.pixels = torch.stack([_picture(example.path, width, height) for example in self.examples])
+        if word is not None:
+            self.examples = [_with_word(example, word) for example in self.examples]
+        self.sizes: list[Size] = [(width, height)]
+        self.size_of = np.zeros(len(self.examples), dtype=np.int64)
+        if bucket is not None:
+            self._sort(bucket)
+        wanted = sum(3 * w * h for w, h in (self.sizes[i] for i in self.size_of))
+        self._kept: list[Tensor] | None = None
+        if wanted <= budget:
+            self._kept = [self._decoded(i) for i in range(len(self.examples))]
+        else:
+            for example in self.examples:
+                example.image().close()  # what is missing or no picture is said before hours of work
         self.texts = [
             EMPTY,
             *sorted({text for example in self.examples for text in example.captions} - {EMPTY}),
@@ -97,22 +115,49 @@ class Dataset:
         return len(self.examples)
 
     def images(self, indices: NDArray[np.int64]) -> Tensor:
-        """Return pictures as float32 (B, 3, H, W) in [-1, 1]."""
-        return self.pixels[torch.from_numpy(indices)].float() / 127.5 - 1
+        """Return pictures of one size as float32 (B, 3, H, W) in [-1, 1]."""
+        found = [self._decoded(i) if self._kept is None else self._kept[i] for i in indices.tolist()]
+        return torch.stack(found).float() / 127.5 - 1
+
+    @property
+    def pixels(self) -> Tensor:
+        """All pictures as uint8 (N, 3, H, W), where they have one size."""
+        kept = map(self._decoded, range(len(self))) if self._kept is None else self._kept
+        return torch.stack(list(kept))
+
+    def digest(self) -> str:
+        """Return the sha256 of the pictures and the texts: of the pixels, or of the files where they are not
+        kept.
+        """
+        found = hashlib.sha256()
+        for i, example in enumerate(self.examples):
+            found.update(example.read() if self._kept is None else self._kept[i].numpy().data)
+        found.update(json.dumps(list(self.texts)).encode())
+        return found.hexdigest()
 
     def draw(
-        self, seed: int, step: int, batch: int, shape: Sequence[int], *, dropout: float, high_noise: float
+        self,
+        seed: int,
+        step: int,
+        batch: int,
+        shapes: Sequence[Sequence[int]],
+        *,
+        dropout: float,
+        high_noise: float,
     ) -> Draw:
         """Return what step `step` of the run `seed` sees, whatever came before: resuming needs no state of a
         generator.
 
-        shape: of one latent. dropout: share of empty captions. high_noise: share of u drawn from the upper
-            fifth, where layout is decided.
+        shapes: of one latent, for each of the sizes. dropout: share of empty captions. high_noise: share of u
+            drawn from the upper fifth, where layout is decided.
         """
         rng = np.random.Generator(np.random.Philox(key=[seed, step]))
-        pictures = rng.choice(
-            len(self), batch, p=self._weights, replace=batch > np.count_nonzero(self._weights)
-        )
+        size, weights = 0, self._weights
+        if len(self.sizes) > 1:
+            shares = np.bincount(self.size_of, self._weights, len(self.sizes))
+            size = int(rng.choice(len(self.sizes), p=shares))
+            weights = np.where(self.size_of == size, self._weights, 0.0) / shares[size]
+        pictures = rng.choice(len(self), batch, p=weights, replace=batch > np.count_nonzero(weights))
         captions = np.array(
             [
                 0 if rng.random() < dropout else rng.choice(self._choices[i], p=self._chances[i])
@@ -121,70 +166,72 @@ class Dataset:
         )
         u = (rng.permutation(batch) + rng.random(batch)) / batch
         u = np.where(rng.random(batch) < high_noise, 0.8 + 0.2 * u, u)
-        return Draw(pictures, captions, u, rng.standard_normal((batch, *shape), dtype=np.float32))
+        return Draw(pictures, captions, u, rng.standard_normal((batch, *shapes[size]), dtype=np.float32))
 
-    def fixed(self, count: int, shape: Sequence[int]) -> Draw:
-        """Return the fixed evaluation set: `count` pictures with their first captions, u on an even grid,
-        never dropped."""
+    def fixed(self, count: int, shapes: Sequence[Sequence[int]]) -> list[Draw]:
+        """Return the fixed evaluation set, a draw for each size: `count` pictures with their first captions, u on
+        an even grid, never dropped.
+        """
         rng = np.random.Generator(np.random.Philox(key=[0, 0]))
         likely = np.flatnonzero(self._weights == self._weights.max())
         pictures = rng.choice(likely, count, replace=count > len(likely))
         captions = np.array([self._choices[i][0] for i in pictures])
         u = rng.permutation((np.arange(count) + 0.5) / count)
-        return Draw(pictures, captions, u, rng.standard_normal((count, *shape), dtype=np.float32))
+        rows = [np.flatnonzero(self.size_of[pictures] == size) for size in range(len(self.sizes))]
+        return [
+            Draw(
+                pictures[row],
+                captions[row],
+                u[row],
+                rng.standard_normal((len(row), *shape), dtype=np.float32),
+            )
+            for row, shape in zip(rows, shapes, strict=True)
+            if len(row)
+        ]
+
+    def _sort(self, step: int) -> None:
+        """Give every picture the size whose aspect is nearest to its own; keep the sizes that are used."""
+        every = bucket_sizes(*self.sizes[0], step)
+        aspects = np.log([w / h for w, h in every])
+        own = []
+        for example in self.examples:
+            with example.image() as image:
+                own.append(np.log(image.width / image.height))
+        nearest = np.abs(np.array(own)[:, None] - aspects).argmin(1)
+        used, self.size_of = np.unique(nearest, return_inverse=True)
+        self.sizes = [every[i] for i in used]
+
+    def _decoded(self, index: int) -> Tensor:
+        return _picture(self.examples[index], *self.sizes[self.size_of[index]])
 
 
-def read_folder(folder: Path) -> Iterator[Example]:
-    """Yield the examples of a folder, in the order of its manifest or of the names.
-
-    Raises:
-        InputError: no such folder, or a line that is wrong.
-    """
-    manifest = folder / MANIFEST
-    if not folder.is_dir():
-        raise InputError(
-            f"'{folder}' is not a directory", "give a folder of pictures with captions", id="input.data"
-        )
-    if not manifest.is_file():
-        for path in sorted(folder.rglob("*")):
-            text = path.with_suffix(".txt")
-            if path.suffix.lower() in SUFFIXES and text.is_file():
-                yield Example(path, {text.read_text(encoding="utf-8").strip(): 1.0})
-        return
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            yield _example(folder, json.loads(line))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"'{manifest}' line {number} is wrong ({error})", "mend the line", id="input.data"
-            ) from None
+def bucket_sizes(width: int, height: int, step: int) -> list[Size]:
+    """Return sizes with sides that are multiples of `step` and no more area than width x height, widest last."""
+    found = {(width, height)}
+    for w in range(step, int(width * height / step) + 1, step):
+        h = int(width * height / w) // step * step
+        if h and max(w / h, h / w) <= MAX_ASPECT:
+            found.add((w, h))
+    return sorted(found, key=lambda size: size[0] / size[1])
 
 
-def _example(folder: Path, row: dict[str, Any]) -> Example:
-    path = folder / row["file_name"]
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError("file_name points out of the folder")
-    captions = {str(text): float(weight) for text, weight in row.get("captions", {}).items()} or {
-        str(row["text"]): 1.0
-    }
-    weight = float(row.get("weight", 1.0))
-    if not all(math.isfinite(value) and value > 0 for value in (*captions.values(), weight)):
-        raise ValueError("weights must be above 0")
-    return Example(path, captions, weight)
+def _with_word(example: Example, word: str) -> Example:
+    captions: dict[str, float] = {}
+    for text, weight in example.captions.items():
+        told = text if word.lower() in text.lower() else f"{word}, {text}" if text else word
+        captions[told] = captions.get(told, 0.0) + weight
+    return replace(example, captions=captions)
 
 
-def _picture(path: Path, width: int, height: int) -> Tensor:
+def _picture(example: Example, width: int, height: int) -> Tensor:
     """Return a picture as uint8 (3, height, width): on white, its middle in the wanted aspect, resized
-    (Lanczos)."""
+    (Lanczos).
+    """
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with example.image() as image:
             rgba = image.convert("RGBA")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"'{path}' cannot be read ({type(error).__name__})", "remove it or mend it", id="input.data"
-        ) from None
+    except BAD as error:
+        raise example.bad(f"cannot be read ({type(error).__name__})") from None
     flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     if flat.size != (width, height):
         scale = max(width / flat.width, height / flat.height)

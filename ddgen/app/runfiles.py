@@ -4,7 +4,6 @@ The state is one file, replaced at once, so that a run killed at any moment goes
 what the log holds beyond it is cut off then.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -137,10 +136,3 @@ def curve(reports: Sequence[Mapping[str, Any]]) -> str:
         f"{line('fixed', 'black')}"
         f'<text x="{width - margin}" y="{height - 12}" text-anchor="end">step {last}</text></svg>\n'
     )
-
-
-def digest(pixels: Tensor, texts: Sequence[str]) -> str:
-    """Return the sha256 of a data set's pictures and texts."""
-    found = hashlib.sha256(pixels.contiguous().numpy().data)
-    found.update(json.dumps(list(texts)).encode())
-    return found.hexdigest()

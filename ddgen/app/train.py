@@ -1,13 +1,16 @@
-"""Train a model's U-Net on pictures with captions.
+"""Train a model on pictures with captions: its whole U-Net, or another Subject (subjects.py).
 
     x = x0 + sigma eps -> w(sigma) (D(x; sigma) - x0)^2 -> optimizer -> average of the weights -> checkpoint
 
-The text towers and the first stage stay as they are; every caption and every picture is encoded once. What a
-step sees depends on the seed and the step's number alone, so a run that was killed goes on with the same
-batches, and on a CPU to the same weights, bit for bit. Nothing here prints: `Trainer.run` yields.
+The first stage stays as it is, and the text towers unless the Subject says so; every caption and every picture is
+encoded once if they fit into memory. What a step sees depends on the seed and the step's number alone, so a run
+that was killed goes on with the same batches, and on a CPU to the same weights, bit for bit. A step of n processes
+(processes.py) or of n parts (`accumulate`) is one step of a batch n times as large. Nothing here prints:
+`Trainer.run` yields.
 
     DIR/state.safetensors   weights, average, optimizer, settings: what resuming reads
-    DIR/model.safetensors   the average as a whole checkpoint, for `ddgen sample --model`
+    DIR/model.safetensors   the average as a whole checkpoint, for `ddgen sample --model`; a LoRA or an embedding
+                            is DIR/lora.safetensors or DIR/embedding.safetensors
     DIR/log.jsonl           a line per report
     DIR/loss.svg            the curve
     DIR/samples/            sheets of pictures
@@ -15,29 +18,32 @@ batches, and on a CPU to the same weights, bit for bit. Nothing here prints: `Tr
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddgen.app import runfiles
-from ddgen.app.dataset import Dataset, Draw
+from ddgen.app.captions import Captions
+from ddgen.app.dataset import BUDGET, Dataset, Draw
+from ddgen.app.latents import Latents, latent_shapes
 from ddgen.app.optim import Average, Optimizer, clip
 from ddgen.app.pipeline import Pipeline
-from ddgen.conditioning import Conditioning
+from ddgen.app.processes import Processes
+from ddgen.app.subjects import Subject, WholeNetwork, with_subject
 from ddgen.diffusion.denoiser import Denoiser
 from ddgen.diffusion.loss import denoising_loss, forward_process, posterior_mean, sigmas_at
 from ddgen.errors import InputError, NumericsError
-from ddgen.nets.unet import UNet
+from ddgen.nets.recompute import recompute
+from ddgen.text.clip import TextEncoder
 
-FIXED = 64  # pictures of the fixed evaluation set
 SAVED = frozenset(
-    {"steps", "minutes", "report_every", "save_every"}
+    {"steps", "minutes", "report_every", "save_every", "recompute", "budget"}
 )  # settings that may change when a run goes on
+SCALE, GROWTH = 2.0**15, 1000  # of the loss in float16: the first factor, and steps until it is doubled
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ class Settings:
     dropout:    share of empty captions, for guidance. high_noise: extra share of high noise levels.
     weighting:  a row of diffusion/loss.py. target: "picture", or "mean": the mean of the pictures that fit the
         caption and the noised picture, less noisy than the one that was drawn.
-    bf16: compute the network in bfloat16 (weights stay float32).
+    bf16, fp16: compute the network in bfloat16 or float16 (what is trained stays float32).
+    batch:      pictures of a part of a step. accumulate: parts of a step. recompute: gradient checkpointing.
+    fixed:      pictures of the fixed evaluation set. budget: bytes to keep of captions, and of latents.
     """
 
     part: str = "unet"
@@ -72,7 +80,12 @@ class Settings:
     target: str = "picture"
     seed: int = 0
     bf16: bool = False
+    fp16: bool = False
     scratch: bool = False
+    accumulate: int = 1
+    recompute: bool = False
+    fixed: int = 64
+    budget: int = BUDGET
     report_every: int = 50
     save_every: int = 500
 
@@ -99,32 +112,41 @@ class Trainer:
         InputError: the directory holds a run with other settings or other data.
     """
 
-    def __init__(self, pipeline: Pipeline, data: Dataset, out: Path, settings: Settings) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        data: Dataset,
+        out: Path,
+        settings: Settings,
+        subject: Subject | None = None,
+        processes: Processes | None = None,
+    ) -> None:
         self.pipeline, self.data, self.out, self.settings = pipeline, data, out, settings
-        stage = pipeline.spec.arch.first_stage
-        defaults = pipeline.spec.defaults
-        self.shape = (stage.channels, defaults.height // stage.factor, defaults.width // stage.factor)
-        self.network = self._trainable()
-        self.optimizer = Optimizer(self.network, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr)
-        self.average = Average(self.network, settings.average)
+        self.subject = self._whole() if subject is None else subject
+        self.processes = Processes() if processes is None else processes
+        self.network, self.trained = self.subject.network, self.subject.trained
+        if settings.recompute:
+            recompute(self.network)
+        self.optimizer = Optimizer(self.trained, settings.optimizer, lr=settings.lr, muon_lr=settings.muon_lr)
+        self.average = Average(self.trained, settings.average)
+        self.shapes = latent_shapes(pipeline, data)
         self._encode()
-        self.fixed = data.fixed(FIXED, self.shape)
+        self.fixed = data.fixed(settings.fixed, self.shapes)
+        self._digest = data.digest()
         self.step, self.seconds = 0, 0.0
+        self.scale, self.finite = SCALE if settings.fp16 else 1.0, 0
         if (out / runfiles.STATE).exists():
             self._resume()
 
-    def _trainable(self) -> nn.Module:
-        """Return the network to train."""
-        return trainable(self.pipeline, self.settings)
+    def _whole(self) -> Subject:
+        """Return what is trained unless something else was given."""
+        return WholeNetwork(self.pipeline, seed=self.settings.seed, scratch=self.settings.scratch)
 
     def _encode(self) -> None:
-        """Encode every picture and every caption, once."""
-        pipeline, texts = self.pipeline, self.data.texts
-        self.latents = encode_all(pipeline, self.data)
-        encoded = [pipeline.text.encode(texts[i : i + 64]) for i in range(0, len(texts), 64)]
-        self.context = torch.cat([part.context for part in encoded]).half()
-        vectors = [part.vector for part in encoded if part.vector is not None]
-        self.vector = torch.cat(vectors) if vectors else None
+        """Encode every picture and every caption, once if they fit into memory."""
+        budget = self.settings.budget
+        self.latents = Latents(self.pipeline, self.data, budget)
+        self.captions = Captions(self.pipeline, self.data.texts, live=self.subject.live, budget=budget)
 
     def run(self) -> Iterator[Report]:
         """Train to the end of the budget, yielding now and then; saves before it yields, and at the end.
@@ -137,7 +159,7 @@ class Trainer:
         since, reported = time.monotonic(), self.step
         while not self._over():
             begun = time.monotonic()
-            loss, gradient = self._train()
+            loss, gradient = self.advance()
             if not np.isfinite(loss):
                 raise NumericsError(
                     f"step {self.step}: the loss is not finite",
@@ -145,16 +167,16 @@ class Trainer:
                     id="numerics.loss",
                 )
             losses.append(loss)
-            self.seconds += time.monotonic() - begun
+            self.seconds = self.processes.told(self.seconds + time.monotonic() - begun)
             end = self._over()
             if self.step % settings.save_every == 0 or end:
                 self.save()
             if self.step % settings.report_every == 0 or end:
-                rate = settings.batch * (self.step - reported) / max(1e-9, time.monotonic() - since)
+                rate = self.size * (self.step - reported) / max(1e-9, time.monotonic() - since)
                 fixed = self.evaluate()
                 report = Report(
                     self.step,
-                    self.step * settings.batch,
+                    self.step * self.size,
                     round(self.seconds, 1),
                     float(np.mean(losses)),
                     fixed,
@@ -162,45 +184,81 @@ class Trainer:
                     self._factor(),
                     rate,
                 )
-                runfiles.append(self.out, dataclasses.asdict(report))
+                if self.processes.first:
+                    runfiles.append(self.out, dataclasses.asdict(report))
                 losses, since, reported = [], time.monotonic(), self.step
                 yield report
 
-    def _train(self) -> tuple[float, float]:
-        """Make one step; return its loss and the norm of its gradient."""
+    @property
+    def size(self) -> int:
+        """Pictures of a step."""
+        return self.settings.batch * self.settings.accumulate * self.processes.count
+
+    def draws(self, step: int) -> list[Draw]:
+        """Return the parts of a step that this process computes."""
         settings = self.settings
         draw = self.data.draw(
             settings.seed,
-            self.step,
-            settings.batch,
-            self.shape,
+            step,
+            self.size,
+            self.shapes,
             dropout=settings.dropout,
             high_noise=settings.high_noise,
         )
-        loss = self.losses(self.network, draw).mean()
-        loss.backward()
-        gradient = clip(self.network, 1.0)
+        first = self.processes.rank * settings.accumulate
+        starts = [settings.batch * (first + i) for i in range(settings.accumulate)]
+        return [draw.part(slice(start, start + settings.batch)) for start in starts]
+
+    def advance(self) -> tuple[float, float]:
+        """Make one step; return its loss and the norm of its gradient."""
+        total = self.gradients(self.draws(self.step))
+        gradient = clip(self.trained, 1.0)
         factor = self._factor()
         self.step += 1
         if np.isfinite(gradient):
             self.optimizer.step(self.step, factor)
-            self.average.update(self.network, self.step)
-        self.network.zero_grad(set_to_none=True)
-        return float(loss.detach()), gradient
+            self.average.update(self.trained, self.step)
+        self._rescale(bool(np.isfinite(gradient)))
+        self.trained.zero_grad(set_to_none=True)
+        return total, gradient
 
-    def losses(self, network: nn.Module, draw: Draw) -> Tensor:
+    def gradients(self, draws: Sequence[Draw]) -> float:
+        """Leave the gradients of the mean loss of some draws, over all processes, in what is trained; return the
+        loss.
+        """
+        total = torch.zeros((), device=self.pipeline.device)
+        for draw in draws:
+            loss = self.losses(self.network, draw).mean() / len(draws)
+            (loss * self.scale).backward()
+            total += loss.detach()
+        found = [parameter.grad for parameter in self.trained.parameters() if parameter.grad is not None]
+        if self.scale != 1.0:
+            torch._foreach_mul_(found, 1 / self.scale)
+        self.processes.average([*found, total])
+        return float(total)
+
+    def _rescale(self, finite: bool) -> None:
+        """Halve the loss's factor of float16 where a gradient overflowed; double it after a while without."""
+        if not self.settings.fp16:
+            return
+        self.finite = self.finite + 1 if finite else 0
+        if not finite:
+            self.scale /= 2
+        elif self.finite % GROWTH == 0:
+            self.scale *= 2
+
+    def losses(self, network: nn.Module, draw: Draw, text: TextEncoder | None = None) -> Tensor:
         """Return the weighted loss of each picture of a draw, (B,)."""
         spec, device = self.pipeline.spec, self.pipeline.device
         schedule = self.pipeline.denoiser.schedule
         denoiser = Denoiser(network, spec.prediction, schedule, sigma_data=spec.sigma_data)
-        x0 = self.latents[torch.from_numpy(draw.pictures)].to(device)
-        captions = torch.from_numpy(draw.captions)
-        vector = None if self.vector is None else self.vector[captions].to(device)
-        cond = Conditioning(self.context[captions].float().to(device), vector)
+        x0 = self.latents[draw.pictures].to(device)
+        size = self.data.sizes[self.data.size_of[draw.pictures[0]]]
+        cond = self.captions(draw.captions.tolist(), size, device, self.subject.text() if text is None else text)
         sigma = sigmas_at(schedule, torch.from_numpy(draw.u)).float().to(device)
         eps = torch.from_numpy(draw.eps).to(device)
-        target = self._means(x0, eps, sigma, draw.captions) if self.settings.target == "mean" else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
+        target = self._means(x0, eps, sigma, draw) if self.settings.target == "mean" else None
+        with self.autocast():
             return denoising_loss(
                 denoiser,
                 x0,
@@ -211,68 +269,57 @@ class Trainer:
                 target=target,
             )
 
-    def _means(self, x0: Tensor, eps: Tensor, sigma: Tensor, captions: NDArray[np.int64]) -> Tensor:
-        """Return what the ideal denoiser of the whole data set would say to each noised picture."""
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the network computes."""
+        half = torch.float16 if self.settings.fp16 else torch.bfloat16
+        return torch.autocast(
+            self.pipeline.device.type, half, enabled=self.settings.bf16 or self.settings.fp16
+        )
+
+    def _means(self, x0: Tensor, eps: Tensor, sigma: Tensor, draw: Draw) -> Tensor:
+        """Return what the ideal denoiser of the whole data set, at the pictures' size, would say to each noised
+        picture.
+        """
         found = torch.empty_like(x0)
-        for i, caption in enumerate(captions):
+        for i, caption in enumerate(draw.captions):
             pictures, chances = self.data.pictures_of(int(caption))
-            known = self.latents[torch.from_numpy(pictures)].to(x0.device)
+            alike = self.data.size_of[pictures] == self.data.size_of[draw.pictures[i]]
+            known = self.latents[pictures[alike]].to(x0.device)
             x = forward_process(x0[i : i + 1], eps[i : i + 1], sigma[i : i + 1])
-            found[i] = posterior_mean(x, sigma[i : i + 1], known, torch.from_numpy(chances).to(x0.device))[0]
+            shares = torch.from_numpy(chances[alike]).to(x0.device)
+            found[i] = posterior_mean(x, sigma[i : i + 1], known, shares)[0]
         return found
 
     @torch.no_grad()
     def evaluate(self) -> float:
         """Return the averaged weights' loss on the fixed set."""
-        network = self.averaged()
-        draw, size = self.fixed, self.settings.batch
-        parts = [slice(i, i + size) for i in range(0, len(draw.u), size)]
-        found = [
-            self.losses(network, Draw(draw.pictures[s], draw.captions[s], draw.u[s], draw.eps[s]))
-            for s in parts
-        ]
-        return float(torch.cat(found).mean())
-
-    def averaged(self) -> UNet:
-        """Return a network with the averaged weights (they are shared, not copied)."""
-        with torch.device("meta"):
-            network = UNet(self.pipeline.spec.arch.unet)
-        network.load_state_dict(self.average.state, assign=True)
-        return network.requires_grad_(False).eval()
+        network, text = self.subject.averaged(self.average.state), self.subject.text(self.average.state)
+        size = self.settings.batch
+        parts = [draw.part(slice(i, i + size)) for draw in self.fixed for i in range(0, len(draw.u), size)]
+        return float(torch.cat([self.losses(network, part, text) for part in parts]).mean())
 
     def sampler(self) -> Pipeline:
         """Return a Pipeline that samples with the averaged weights."""
-        spec = self.pipeline.spec
-        denoiser = Denoiser(
-            self.averaged(),
-            spec.prediction,
-            self.pipeline.denoiser.schedule,
-            spec.x0_clamp,
-            torch.float32,
-            spec.sigma_data,
-        )
-        return dataclasses.replace(self.pipeline, denoiser=denoiser)
+        return with_subject(self.pipeline, self.subject, self.average.state)
 
     def save(self) -> None:
         """Write the state and the model; each is whole or the one before."""
-        tensors = {f"model.{key}": value for key, value in self.network.state_dict().items()}
+        if not self.processes.first:
+            return
+        tensors = {f"model.{key}": value for key, value in self.trained.state_dict().items()}
         tensors |= {f"average.{key}": value for key, value in self.average.state.items()}
         tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.state.items()}
         facts = {
             "step": self.step,
             "seconds": self.seconds,
             "settings": dataclasses.asdict(self.settings),
-            "data": self.digest(),
+            "subject": self.subject.facts,
+            "pictures": self.size,
+            "scale": [self.scale, self.finite],
+            "data": self._digest,
         }
         runfiles.write_state(self.out, tensors, facts)
-        self._save_model()
-
-    def _save_model(self) -> None:
-        runfiles.write_model(self.out, self.pipeline.spec, {"unet": self.average.state})
-
-    def digest(self) -> str:
-        """Return what tells one data set from another."""
-        return runfiles.digest(self.data.pixels, self.data.texts)
+        self.subject.write(self.out, self.average.state)
 
     def _resume(self) -> None:
         tensors, facts = runfiles.read_state(self.out)
@@ -280,7 +327,11 @@ class Trainer:
         wrong = sorted(
             key for key, value in facts["settings"].items() if key not in SAVED and now.get(key) != value
         )
-        if wrong or facts["data"] != self.digest():
+        if facts.get("subject", {}) != self.subject.facts:
+            wrong = [*wrong, "what is trained"]
+        if facts.get("pictures", self.size) != self.size:
+            wrong = [*wrong, "number of processes"]
+        if wrong or facts["data"] != self._digest:
             what = f"other settings ({', '.join(wrong)})" if wrong else "other data"
             raise InputError(
                 f"'{self.out}' holds a run with {what}", "give the same, or another --out", id="input.run"
@@ -291,12 +342,14 @@ class Trainer:
                 key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
             }
 
-        self.network.load_state_dict(part("model."))
+        self.trained.load_state_dict(part("model."))
         for key, value in part("average.").items():
             self.average.state[key].copy_(value)
         self.optimizer.load(part("optimizer."))
         self.step, self.seconds = facts["step"], facts["seconds"]
-        runfiles.truncate(self.out, self.step)
+        self.scale, self.finite = facts.get("scale", [self.scale, 0])
+        if self.processes.first:
+            runfiles.truncate(self.out, self.step)
 
     def _progress(self) -> float:
         """Return the share of the budget that is used, by steps or by time."""
@@ -311,24 +364,3 @@ class Trainer:
         hold = self.settings.hold
         fall = min(1.0, max(0.0, 1 - self._progress()) / max(1e-9, 1 - hold))
         return min(1.0, (self.step + 1) / max(1, self.settings.warmup)) * fall
-
-
-@torch.no_grad()
-def encode_all(pipeline: Pipeline, data: Dataset, batch: int = 16) -> Tensor:
-    """Return the latents of all pictures, (N, C, h, w) float32 on the CPU."""
-    indices = np.arange(len(data))
-    parts = [indices[i : i + batch] for i in range(0, len(data), batch)]
-    return torch.cat(
-        [pipeline.first_stage.encode(data.images(part).to(pipeline.device)).float().cpu() for part in parts]
-    )
-
-
-def trainable(pipeline: Pipeline, settings: Settings) -> UNet:
-    """Return the network to train: the model's weights in float32, or fresh ones drawn from the seed."""
-    torch.manual_seed(settings.seed)
-    network = UNet(pipeline.spec.arch.unet)
-    if not settings.scratch:
-        held = pipeline.denoiser.network
-        assert isinstance(held, nn.Module)
-        network.load_state_dict(held.state_dict())
-    return network.to(pipeline.device).train()

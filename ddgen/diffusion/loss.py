@@ -44,7 +44,33 @@ def _capped(denoiser: Denoiser, sigma: Tensor) -> Tensor:
     return (1 / variance.clamp(min=0.01)).clamp(max=50.0)
 
 
-WEIGHTINGS: dict[str, Weighting] = {"output": _output, "x0": _x0, "min_snr": _min_snr, "capped": _capped}
+def _soft_min_snr(denoiser: Denoiser, sigma: Tensor) -> Tensor:
+    """5 SNR / (SNR + 5): min_snr without its corner (Crowson et al. 2024, arXiv 2401.11605, section 3.4, with 5
+    for 4).
+    """
+    snr = sigma**-2
+    return 5.0 * snr / (snr + 5.0)
+
+
+def _debiased(denoiser: Denoiser, sigma: Tensor) -> Tensor:
+    """sqrt(SNR) for x0, which is 1 / sqrt(SNR) for eps (Yu et al. 2023, arXiv 2310.08442, eq. 13)."""
+    return 1 / sigma
+
+
+def _p2(denoiser: Denoiser, sigma: Tensor) -> Tensor:
+    """SNR / (1 + SNR) for x0: 1 / (1 + SNR) for eps (Choi et al. 2022, arXiv 2204.00227, eq. 8, k = gamma = 1)."""
+    return 1 / (1 + sigma**2)
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "output": _output,
+    "x0": _x0,
+    "min_snr": _min_snr,
+    "capped": _capped,
+    "soft_min_snr": _soft_min_snr,
+    "debiased": _debiased,
+    "p2": _p2,
+}
 
 
 def forward_process(x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ so that a single file loads by stripping a prefix; the empty positions in the Se
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,17 +71,34 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 
 class Linear(nn.Linear):
-    """nn.Linear, which in float32 inference on a CPU goes through oneDNN, as the convolutions do.
+    """nn.Linear, which in float32 on a CPU goes through oneDNN while its weight is not trained, as the
+    convolutions do.
 
     PyTorch itself gives the product to MKL, which reaches about half of an AMD core, and adds the bias in a
     pass of its own.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        exact = x.is_cpu and x.dtype == self.weight.dtype == torch.float32
-        if ONEDNN and exact and not torch.is_grad_enabled():
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        if ONEDNN and x.is_cpu and x.dtype == self.weight.dtype == torch.float32:
+            if not torch.is_grad_enabled():
+                return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            if not self.weight.requires_grad and not torch.is_autocast_enabled("cpu"):
+                return FrozenLinear.apply(x, self.weight, self.bias)
         return super().forward(x)
+
+
+class FrozenLinear(torch.autograd.Function):
+    """x W^T + b through oneDNN, with the gradient of x alone: g W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return torch.ops.mkldnn._linear_pointwise(gradient, weight.T, None, "none", [], ""), None, None
 
 
 class ResBlock(nn.Module):

@@ -239,6 +239,12 @@ class TextEncoder(nn.Module):
         Raises:
             UsageError: unknown syntax or emphasis.
         """
+        return self.states(prompts, syntax=syntax, emphasis=emphasis, chunks=chunks)
+
+    def states(
+        self, prompts: Sequence[str], *, syntax: str = "a1111", emphasis: str = "mean", chunks: int = 1
+    ) -> Conditioning:
+        """Do what `encode` does, with gradients to what is trained of the towers."""
         choose("emphasis", emphasis, EMPHASIS)
         texts = [chunk_prompt(prompt, self.tokenizer, syntax) for prompt in prompts]
         count = max([chunks, *(len(text) for text in texts)])
