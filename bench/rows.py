@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import batches
+from bench import batches, training
 from bench.measure import Pair, Worker, run
 
 PYTHON = sys.executable
@@ -139,5 +139,6 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "decode": decode,
     "load": load,
     **batches.ROWS,
+    **training.ROWS,
 }
-LONG = ("step", "decode", "load", *batches.ROWS)
+LONG = ("step", "decode", "load", *batches.ROWS, *training.ROWS)

@@ -222,11 +222,25 @@ def train(
         int, option("Steps between lines of the log.", "--report-every", metavar="N", min=1)
     ] = 50,
     save_every: Annotated[
-        int, option("Steps between checkpoints.", "--save-every", metavar="N", min=1)
-    ] = 500,
+        int | None,
+        option(
+            "Steps between checkpoints. [500; a LoRA or word 100]",
+            "--save-every",
+            metavar="N",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     sheet_every: Annotated[
-        int, option("Steps between sheets of pictures; 0: none.", "--sheet-every", metavar="N", min=0)
-    ] = 1000,
+        int | None,
+        option(
+            "Steps between sheets of pictures; 0: none. [1000; a LoRA or word 250]",
+            "--sheet-every",
+            metavar="N",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     sheet_prompt: Annotated[
         list[str] | None,
         option(
@@ -277,6 +291,7 @@ def train(
         "average": average,
         "high_noise": high_noise,
         "weighting": weighting,
+        "save_every": save_every,
     }
     chosen: dict[str, Any] = {name: own[name] if value is None else value for name, value in given.items()}
     training.check(
@@ -294,6 +309,8 @@ def train(
     )
     if bf16 and fp16:
         raise UsageError("--bf16 and --fp16 exclude each other", "choose one", id="usage.precision")
+    if recompute and part != "unet":
+        raise UsageError("--recompute is for the U-Net's blocks", "leave it away", id="usage.train")
     files.probe_directory(out)
     from ddgen.app import processes
     from ddgen.app.dataset import Dataset
@@ -322,7 +339,6 @@ def train(
         fixed=training.FIXED[kind],
         budget=memory * 10**6,
         report_every=report_every,
-        save_every=save_every,
     )
     group = processes.join()
     if not group.first:
@@ -362,7 +378,11 @@ def train(
         training.say_forecast(trainer)
         return
     training.follow(
-        trainer, progress=progress, prompts=sheet_prompt, every=sheet_every, tensorboard=tensorboard
+        trainer,
+        progress=progress,
+        prompts=sheet_prompt,
+        every=training.SHEETS[kind] if sheet_every is None else sheet_every,
+        tensorboard=tensorboard,
     )
     group.end()
     if group.first:

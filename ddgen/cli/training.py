@@ -16,11 +16,28 @@ if TYPE_CHECKING:
 
 SAMPLES = 8  # prompts of a sheet while it runs
 # What a run has unless it is told: a whole network, a LoRA, a new word.
-_WHOLE = {"steps": 10_000, "batch": 16, "lr": 1e-3, "average": 0.998, "high_noise": 0.3, "weighting": "capped"}
-_LORA = {"steps": 1000, "batch": 4, "lr": 5e-4, "average": 0.99, "high_noise": 0.0, "weighting": "output"}
+_WHOLE = {
+    "steps": 10_000,
+    "batch": 16,
+    "lr": 1e-3,
+    "average": 0.998,
+    "high_noise": 0.3,
+    "weighting": "capped",
+    "save_every": 500,
+}
+_LORA = {
+    "steps": 1000,
+    "batch": 4,
+    "lr": 5e-4,
+    "average": 0.99,
+    "high_noise": 0.0,
+    "weighting": "output",
+    "save_every": 100,
+}
 _WORD = _LORA | {"steps": 1500, "lr": 5e-3}
 DEFAULTS = {"whole": _WHOLE, "lora": _LORA, "embedding": _WORD}
 FILES = {"whole": "model.safetensors", "lora": "lora.safetensors", "embedding": "embedding.safetensors"}
+SHEETS = {"whole": 1000, "lora": 250, "embedding": 250}  # steps between them
 FIXED = {"whole": 64, "lora": 16, "embedding": 16}  # pictures of the fixed set
 
 
