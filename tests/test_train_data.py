@@ -152,3 +152,5 @@ def test_a_new_word_is_put_before_captions_without_it(tmp_path):
     (tmp_path / "1.txt").write_text("a photo of <Mine>")
     data = Dataset(tmp_path, 8, 8, word="<mine>")
     assert [list(example.captions) for example in data.examples] == [["<mine>, picture 0"], ["a photo of <Mine>"]]
+    data = Dataset(tmp_path, 8, 8, word="phot")
+    assert list(data.examples[1].captions) == ["phot, a photo of <Mine>"]

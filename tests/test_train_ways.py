@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,7 +151,9 @@ def test_diffusers_reads_the_new_word(files, data, tmp_path):  # noqa: F811
     subject = NewWord(pipeline, seed=0, word="<mine>", vectors=2)
     path = subject.write(tmp_path, dict(subject.trained.named_parameters()))
     states = load_textual_inversion_state_dicts([str(path)])
-    tokens, vectors = TextualInversionLoaderMixin._retrieve_tokens_and_embeddings([None], states, None)
+    tokens, vectors = TextualInversionLoaderMixin._retrieve_tokens_and_embeddings(
+        [None], states, SimpleNamespace(get_vocab=dict)
+    )
     assert tokens == ["<mine>"] and torch.equal(vectors[0], subject.trained[0].detach())
 
 
@@ -194,8 +197,8 @@ def test_tensorboard_reads_what_was_written(tmp_path):
         ("--lora --weighting best", "unknown weighting 'best'"),
     ],
 )
-def test_flags_that_do_not_go_together(arguments, said, tmp_path, capsys):
+def test_flags_that_do_not_go_together(arguments, said, tmp_path, capfd):
     from ddgen.cli.program import run
 
     assert run(["train", str(tmp_path), "--out", str(tmp_path / "out"), *arguments.split()]) == 2
-    assert said in capsys.readouterr().err
+    assert said in capfd.readouterr().err

@@ -7,6 +7,7 @@ takes all its pictures from one size. Where they come from: examples.py.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,9 +217,11 @@ def bucket_sizes(width: int, height: int, step: int) -> list[Size]:
 
 
 def _with_word(example: Example, word: str) -> Example:
+    """Return the example with a word in front of the captions that do not have it as a whole word."""
+    whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
     captions: dict[str, float] = {}
     for text, weight in example.captions.items():
-        told = text if word.lower() in text.lower() else f"{word}, {text}" if text else word
+        told = text if whole.search(text) else f"{word}, {text}" if text else word
         captions[told] = captions.get(told, 0.0) + weight
     return replace(example, captions=captions)
 

@@ -376,6 +376,7 @@ def train(
     console.say(f"ddgen: {len(examples)} pictures, step {trainer.step} of {settings.steps}")
     if dry_run:
         training.say_forecast(trainer)
+        group.end()
         return
     training.follow(
         trainer,
