@@ -19,6 +19,7 @@ from ddgen.app.forecast import forecast
 from ddgen.app.new_word import NewWord
 from ddgen.app.pipeline import Pipeline
 from ddgen.app.processes import Processes, join
+from ddgen.app.runfiles import read_log
 from ddgen.app.train import SCALE, Trainer
 from ddgen.errors import UsageError
 
@@ -98,9 +99,14 @@ def test_two_processes_make_the_steps_of_one(model, folder, tmp_path):  # noqa: 
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 1  # the first process alone speaks
     two, one = (load_file(tmp_path / name / "state.safetensors") for name in ("two", "one"))
-    trained = [key for key in one if key.startswith("model.")]
-    assert max(float((two[key] - one[key]).abs().max()) for key in trained) < 1e-5
-    assert (two["model.out.2.weight"].abs().max()) > 1e-4  # zero at first
+    # Adam divides gradients by their size, so that a weight whose gradient is nearly 0 follows the rounding: the
+    # gradients are compared, through their running means.
+    means = [key for key in one if key.startswith("optimizer.m1.")]
+    for key in means:
+        assert float(one[key].abs().max()) > 0
+        assert float((two[key] - one[key]).abs().max()) < 1e-2 * float(one[key].abs().max()), key
+    losses = [read_log(tmp_path / name)[-1]["loss"] for name in ("two", "one")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_processes_alone_and_started_wrongly():
