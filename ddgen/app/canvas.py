@@ -76,7 +76,7 @@ def work_size(spec: Spec, width: int, height: int) -> tuple[int, int]:
     shape at the model's area."""
     native = spec.defaults.width * spec.defaults.height
     on_grid = width % spec.divisor == 0 and height % spec.divisor == 0
-    if on_grid and min(width, height) >= plan.MIN_SIDE and native / 2 <= width * height <= native * 1.5:
+    if on_grid and min(width, height) >= plan.smallest(spec) and native / 2 <= width * height <= native * 1.5:
         return width, height
     return plan.size_of_ratio(spec, width, height)
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ddgen.app.assemble import cpu_has_bf16
+
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -93,10 +95,16 @@ def is_hidden(name: str, parameter: Tensor) -> bool:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Return U V^T (roughly) of the singular value decompositions of (K, R, C), by Newton-Schulz in bfloat16,
-    where a few digits do."""
+    """Return U V^T (roughly) of the singular value decompositions of (K, R, C), by Newton-Schulz.
+
+    A few digits do: in bfloat16, but in float32 on processors that only emulate bfloat16, where it takes several
+    times as long.
+    """
     a, b, c = QUINTIC
-    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    half = matrices.device.type != "cpu" or cpu_has_bf16()
+    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(
+        torch.bfloat16 if half else torch.float32
+    )
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     for _ in range(NEWTON_STEPS):

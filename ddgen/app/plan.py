@@ -79,7 +79,12 @@ def check_prompt(prompt: str) -> None:
         )
 
 
-def check_size(width: int, height: int, divisor: int) -> None:
+def smallest(spec: Spec) -> int:
+    """Return the least side of a picture, in pixels: 64, or that of a model made for less."""
+    return min(MIN_SIDE, spec.defaults.width, spec.defaults.height)
+
+
+def check_size(width: int, height: int, divisor: int, smallest: int = MIN_SIDE) -> None:
     """Refuse a picture size that the network cannot make.
 
     Raises:
@@ -92,7 +97,7 @@ def check_size(width: int, height: int, divisor: int) -> None:
             id="usage.size",
         )
     for flag, side in (("--width", width), ("--height", height)):
-        least = math.ceil(MIN_SIDE / divisor) * divisor
+        least = math.ceil(smallest / divisor) * divisor
         if not least <= side <= MAX_SIDE:
             raise UsageError(f"{flag} {side} is out of range", f"use {least} to {MAX_SIDE}", id="usage.size")
         if side % divisor:
@@ -107,7 +112,7 @@ def size_of_ratio(spec: Spec, across: float, down: float) -> tuple[int, int]:
     """Return (width, height) of the given ratio with about the area the model is made for, on its grid."""
     area = spec.defaults.width * spec.defaults.height
     width = math.sqrt(area * across / down)
-    least = math.ceil(MIN_SIDE / spec.divisor)
+    least = math.ceil(smallest(spec) / spec.divisor)
     sides = (max(least, round(side / spec.divisor)) * spec.divisor for side in (width, area / width))
     return next(sides), next(sides)
 
@@ -196,7 +201,7 @@ def _shared(request: Request, spec: Spec) -> dict[str, object]:
     defaults = spec.defaults
     width = defaults.width if request.width is None else request.width
     height = defaults.height if request.height is None else request.height
-    check_size(width, height, spec.divisor)
+    check_size(width, height, spec.divisor, smallest(spec))
     _in_range("--scale", request.scale, 1, MAX_SCALE)
     if width * height * request.scale**2 > MAX_RESULT_PIXELS:
         raise UsageError(

@@ -17,6 +17,7 @@ EXAMPLES = """Examples:
   ddgen sample "a fox" --model runs/mine/model.safetensors
   ddgen train photos --out runs/style --model sd15 --lora --rank 8
   ddgen sample "a fox" --model sd15 --lora runs/style/lora.safetensors
+  ddgen train --demo
 
 Run the same command again to go on where a run was stopped or killed.
 """
@@ -33,15 +34,27 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
+    context: typer.Context,
     data: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="DATA",
             help="Folder with metadata.jsonl or .csv, with a .txt beside each picture, or webdataset shards.",
             show_default=False,
         ),
-    ],
-    out: Annotated[Path, option("Directory of the run.", "--out", "-o", metavar="DIR", show_default=False)],
+    ] = None,
+    out: Annotated[
+        Path | None,
+        option(
+            "Directory of the run. [with --demo: demo]", "--out", "-o", metavar="DIR", show_default=False
+        ),
+    ] = None,
+    demo: Annotated[
+        bool,
+        typer.Option(
+            "--demo", help="The whole story in minutes, on shapes drawn by code: no DATA, nothing to prepare."
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         option(
@@ -267,8 +280,18 @@ def train(
     """
     console.manners.quiet = quiet
     choose("progress", progress, MODES)
+    if demo:
+        from ddgen.cli import demo as story
+
+        story.follow(context)
+        return
     choose("part", part, ("unet", "first-stage", "decoder"))
     choose("target", target, ("picture", "mean"))
+    if data is None or out is None:
+        lacking = "DATA" if data is None else "--out"
+        raise UsageError(
+            f"{lacking} is missing", "give 'ddgen train DATA --out DIR', or --demo", id="usage.missing"
+        )
     kind = training.kind(
         part,
         lora=lora,

@@ -105,10 +105,10 @@ def window_of(text: str | None, spec: Spec, width: int, height: int) -> int:
     """
     usual = max(spec.defaults.width, spec.defaults.height)
     side = editing.pixels_of("--window", text, usual, 0, 4096)
-    if 0 < side < plan.MIN_SIDE:
+    if 0 < side < plan.smallest(spec):
         raise UsageError(
             f"--window {side} is out of range",
-            f"use 0, or {plan.MIN_SIDE} to 4096",
+            f"use 0, or {plan.smallest(spec)} to 4096",
             id="usage.range",
         )
     needed = width * height > verbs.TILED_FROM * usual**2 or text is not None
