@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import batches, training
+from bench import batches, seeing, training
 from bench.measure import Pair, Worker, run
 
 PYTHON = sys.executable
@@ -140,5 +140,6 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "load": load,
     **batches.ROWS,
     **training.ROWS,
+    **seeing.ROWS,
 }
-LONG = ("step", "decode", "load", *batches.ROWS, *training.ROWS)
+LONG = ("step", "decode", "load", *batches.ROWS, *training.ROWS, *seeing.ROWS)

@@ -1,11 +1,12 @@
 """The calls that are timed inside a warm process; each function prepares one and returns it.
 
-    python -m bench.workers NAME [ARGUMENT...]
+    python -m bench.workers NAME [ARGUMENT...]          NAME: a function here, or MODULE:FUNCTION
 
 prints "ready" when prepared, then, for every line on standard input, runs the call and prints its seconds.
 Ours and the peer's get the same random weights: how fast a network is does not depend on them.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -178,7 +179,8 @@ def load_safetensors(path: str) -> Call:
 
 
 def main(name: str, *arguments: str) -> None:
-    prepare: Any = globals()[name]
+    module, _, function = name.rpartition(":")
+    prepare: Any = getattr(importlib.import_module(module), function) if module else globals()[name]
     with torch.inference_mode():
         call = prepare(*arguments)
         print(json.dumps("ready"), flush=True)

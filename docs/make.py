@@ -1,7 +1,7 @@
 """Make the pictures and transcripts of these pages anew, from the model that ships.
 
-    python docs/make.py              all pages but demo.md, which trains for some minutes
-    python docs/make.py demo.md      some of them
+    python docs/make.py              all pages
+    python docs/make.py index.md     some of them
 
 Every command behind `$ ` in a ```console block is run, page by page in an empty directory, and what it says replaces what stood
 below it. Every picture that a page shows as made/NAME is taken from that directory. A command that fails without telling an error of

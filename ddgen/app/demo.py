@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ddgen.app import runfiles, shapes, sheet
-from ddgen.app.dataset import MANIFEST, Dataset
+from ddgen.app.dataset import Dataset
 from ddgen.app.pipeline import Pipeline
 from ddgen.app.train import Settings, Trainer
 from ddgen.io import files, images
@@ -31,6 +31,7 @@ from ddgen.weights.spec import Defaults, Spec
 
 PICTURES = 3000
 SHAPES, START, HELD_OUT = "shapes", "start.safetensors", "held-out.png"
+MANIFEST = "metadata.jsonl"
 WIDTH = 64
 PATCH = 4  # pixels
 SETTINGS = Settings(
