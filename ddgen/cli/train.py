@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ddgen.cli import console, training
+from ddgen.cli import demo as story
 from ddgen.cli.complete import complete_model
 from ddgen.cli.progress import MODES
 from ddgen.errors import UsageError, choose
@@ -44,27 +45,17 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        option(
-            "Directory of the run. [with --demo: demo]", "--out", "-o", metavar="DIR", show_default=False
-        ),
+        Path | None, option("Directory of the run.", "--out", "-o", metavar="DIR", show_default=False)
     ] = None,
     demo: Annotated[
-        bool,
-        typer.Option(
-            "--demo", help="The whole story in minutes, on shapes drawn by code: no DATA, nothing to prepare."
-        ),
+        bool, typer.Option("--demo", help="The whole story in minutes, on shapes drawn by code; no DATA.")
     ] = False,
     model: Annotated[
         str | None,
         option(
-            "Model to train on. [the default one]",
-            "--model",
-            "-m",
-            metavar="NAME",
-            autocompletion=complete_model,
-            show_default=False,
-        ),
+            "Model to train on. [the default one]", "--model", "-m", metavar="NAME",
+            autocompletion=complete_model, show_default=False,
+        ),  # fmt: skip
     ] = None,
     scratch: Annotated[
         bool,
@@ -281,17 +272,10 @@ def train(
     console.manners.quiet = quiet
     choose("progress", progress, MODES)
     if demo:
-        from ddgen.cli import demo as story
-
-        story.follow(context)
-        return
+        return story.follow(context)
     choose("part", part, ("unet", "first-stage", "decoder"))
     choose("target", target, ("picture", "mean"))
-    if data is None or out is None:
-        lacking = "DATA" if data is None else "--out"
-        raise UsageError(
-            f"{lacking} is missing", "give 'ddgen train DATA --out DIR', or --demo", id="usage.missing"
-        )
+    data, out = training.needed(data, out)
     kind = training.kind(
         part,
         lora=lora,

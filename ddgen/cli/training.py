@@ -1,6 +1,7 @@
 """The talk and the checks of `ddgen train`: what goes together, what a run will take, how far it is."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddgen.cli import console
@@ -39,6 +40,20 @@ DEFAULTS = {"whole": _WHOLE, "lora": _LORA, "embedding": _WORD}
 FILES = {"whole": "model.safetensors", "lora": "lora.safetensors", "embedding": "embedding.safetensors"}
 SHEETS = {"whole": 1000, "lora": 250, "embedding": 250}  # steps between them
 FIXED = {"whole": 64, "lora": 16, "embedding": 16}  # pictures of the fixed set
+
+
+def needed(data: Path | None, out: Path | None) -> tuple[Path, Path]:
+    """Return both of what every run but the demo needs.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    if data is None or out is None:
+        lacking = "DATA" if data is None else "--out"
+        raise UsageError(
+            f"{lacking} is missing", "give 'ddgen train DATA --out DIR', or --demo", id="usage.missing"
+        )
+    return data, out
 
 
 def bucket(spec: "Spec") -> int:
