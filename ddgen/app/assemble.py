@@ -7,6 +7,7 @@
 Every tensor is read once, from the file into the memory it stays in.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ddgen.app import memory
+from ddgen.app import kept, memory
 from ddgen.app.allocator import keep_freed_memory
 from ddgen.app.identity import weights_digests
 from ddgen.app.pipeline import FirstStage, Pipeline, TextEncoder
@@ -23,13 +24,13 @@ from ddgen.diffusion.schedule import make_schedule
 from ddgen.errors import ModelError, ResourceError, UsageError
 from ddgen.nets.config import FirstStageConfig, KLConfig, PatchConfig
 from ddgen.nets.unet import UNet
-from ddgen.weights.arch import Arch
+from ddgen.weights.arch import Arch, arch_from_json, arch_to_json
 from ddgen.weights.checkpoint import Checkpoint, load_module, open_checkpoint, read_tensors
 from ddgen.weights.header import product
 from ddgen.weights.infer import first_stage_config as infer_first_stage
 from ddgen.weights.infer import shapes_of
 from ddgen.weights.registry import absent
-from ddgen.weights.spec import Spec
+from ddgen.weights.spec import Addition, Spec
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -65,6 +66,8 @@ def assemble(
         found = found.averaged()
     compute = choose_dtype(dtype, place, spec, found)
     text_dtype = torch.float16 if _half_gpu(compute, place) else torch.float32
+    if text_backend == "native":
+        kept.note(entry_of(spec, path, compute, text_dtype))
     turns = memory.offloads(offload, place, weights_bytes(found, compute))
     home = torch.device("cpu") if turns else place
     with ThreadPoolExecutor(1) as pool:
@@ -89,6 +92,42 @@ def assemble(
     if turns:
         memory.take_turns([pipeline, *([] if pipeline.refiner is None else [pipeline.refiner])], place)
     return pipeline
+
+
+def entry_of(spec: Spec, path: Path, compute: torch.dtype, text_dtype: torch.dtype) -> kept.Entry:
+    """Return what `hold` needs to load the same parts in another process."""
+    return {
+        "path": os.path.realpath(path),
+        "arch": arch_to_json(spec.arch),
+        "vae": [os.path.realpath(item.path) for item in spec.additions if item.kind == "vae"],
+        "dtype": str(compute).removeprefix("torch."),
+        "text_dtype": str(text_dtype).removeprefix("torch."),
+    }
+
+
+def hold(entry: kept.Entry) -> set[kept.Key]:
+    """Load a model's parts into main memory, for the calls that a warm worker forks; return their keys.
+
+    Raises:
+        ModelError: the files are not there any more, or not what they were.
+    """
+    additions = tuple(Addition("vae", Path(path)) for path in entry["vae"])
+    spec = Spec("held", arch_from_json(entry["arch"]), additions=additions)
+    found, cpu = open_checkpoint(entry["path"]), torch.device("cpu")
+    with kept.holding() as keys:
+        load_unet(spec, found, DTYPES[entry["dtype"]], cpu)
+        load_first_stage(spec, found, torch.float32, cpu)
+        load_text(spec, found, "native", DTYPES[entry["text_dtype"]], cpu)
+    return keys
+
+
+def held_bytes(entry: kept.Entry) -> int:
+    """Return about how many bytes `hold` takes.
+
+    Raises:
+        ModelError: the files are not there any more, or not what they were.
+    """
+    return weights_bytes(open_checkpoint(entry["path"]), DTYPES[entry["dtype"]])
 
 
 def weights_bytes(found: Checkpoint, compute: torch.dtype) -> int:
@@ -208,10 +247,13 @@ def load_unet(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.d
     Raises:
         ModelError: the checkpoint has none, or one of another shape.
     """
-    with torch.device("meta"):
-        network = UNet(spec.arch.unet)
-    load_module(network, found.part("unet"), dtype=dtype, device=device, name="unet")
-    return network
+    def load() -> UNet:
+        with torch.device("meta"):
+            network = UNet(spec.arch.unet)
+        load_module(network, found.part("unet"), dtype=dtype, device=device, name="unet")
+        return network
+
+    return kept.take("unet", found.headers, spec.arch.unet, dtype, device, load)
 
 
 def load_first_stage(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.device) -> FirstStage:
@@ -228,10 +270,14 @@ def load_first_stage(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: 
             config = replaced_first_stage(config, found)
     if isinstance(config, PatchConfig):
         return make_first_stage(config)  # type: ignore[return-value]
-    with torch.device("meta"):
-        stage = make_first_stage(config)
-    load_module(stage, found.part("first_stage"), dtype=dtype, device=device, name="first_stage")
-    return stage  # type: ignore[return-value]
+
+    def load() -> nn.Module:
+        with torch.device("meta"):
+            stage = make_first_stage(config)
+        load_module(stage, found.part("first_stage"), dtype=dtype, device=device, name="first_stage")
+        return stage
+
+    return kept.take("first_stage", found.headers, config, dtype, device, load)  # type: ignore[return-value]
 
 
 def replaced_first_stage(config: FirstStageConfig, found: Checkpoint) -> FirstStageConfig:
@@ -284,10 +330,14 @@ def load_text(
         return library_encoder(backend, states, specs, Tokenizer(), device=device)
     from ddgen.text.clip import CLIPTextModel, TextEncoder
 
-    towers = []
-    for i, (tower, part) in enumerate(zip(specs, parts, strict=True)):
+    def load(i: int) -> CLIPTextModel:
         with torch.device("meta"):
-            model = CLIPTextModel(tower.config)
-        load_module(model, part, dtype=dtype, device=device, name=f"text.{i}")
-        towers.append(model)
+            model = CLIPTextModel(specs[i].config)
+        load_module(model, parts[i], dtype=dtype, device=device, name=f"text.{i}")
+        return model
+
+    towers = [
+        kept.take(f"text.{i}", found.headers, tower.config, dtype, device, lambda i=i: load(i))  # type: ignore[misc]
+        for i, tower in enumerate(specs)
+    ]
     return TextEncoder(towers, specs, Tokenizer())

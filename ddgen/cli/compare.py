@@ -10,7 +10,7 @@ import typer
 
 from ddgen.app import compare as tables
 from ddgen.app import plan as planning
-from ddgen.cli import console, drawing, flags, pulling, sample_run, settings
+from ddgen.cli import console, drawing, flags, keeping, pulling, sample_run, settings
 from ddgen.cli.progress import make_progress
 from ddgen.cli.sample import adjusted, make_request, read_prompts
 from ddgen.request import Job
@@ -107,6 +107,7 @@ def compare(
     if values["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
     spec = pulling.here(spec, values["progress"])
+    keeping.ask(values["keep_alive"])
 
     from ddgen.app.assemble import assemble
 

@@ -222,6 +222,10 @@ BatchSize = Annotated[
     str | None, value(MODEL, "N", "Pictures per network call. [by their size]", "--batch-size")
 ]
 Offline = Annotated[bool, switch(MODEL, "Touch no network.", "--offline")]
+KeepAlive = Annotated[
+    str | None,
+    value(MODEL, "TIME", "Stay warm for later calls this long, as 5m; 0: run cold. [0]", "--keep-alive"),
+]
 
 Output = Annotated[
     str | None,

@@ -35,6 +35,7 @@ COMMANDS = {
     "models": ("models", "List, fetch, verify and convert models."),
     "train": ("train", "Train a model, or train one on."),
     "data": ("data", "Build the embedded model's training data."),
+    "warm": ("warm", "Show or stop the worker that --keep-alive leaves."),
     "doctor": ("doctor", "Show versions, devices and paths."),
     "config": ("config", "Show the settings and where they come from."),
 }

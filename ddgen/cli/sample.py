@@ -87,6 +87,7 @@ def sample(
     text_backend: flags.TextBackend = None,
     batch_size: flags.BatchSize = None,
     offline: flags.Offline = False,
+    keep_alive: flags.KeepAlive = None,
     output: flags.Output = None,
     force: flags.Force = False,
     format: flags.Format = None,

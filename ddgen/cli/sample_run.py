@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddgen.app import plan as planning
 from ddgen.app.naming import Names, parse_output
-from ddgen.cli import console, process, pulling
+from ddgen.cli import console, keeping, process, pulling
 from ddgen.cli.progress import make_progress
 from ddgen.diffusion.samplers import SAMPLERS
 from ddgen.errors import ResourceError
@@ -113,6 +113,7 @@ def make(
 
 def load(spec: Spec, values: Mapping[str, Any]) -> "Pipeline":
     """Fetch the model if it is not here, and load it."""
+    keeping.ask(values["keep_alive"])
     if values["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
     spec = pulling.here(spec, values["progress"])

@@ -126,6 +126,17 @@ def pair(text: str) -> tuple[float, ...]:
     return low, high
 
 
+def duration(text: str) -> int:
+    """Read `5m`, `90s` or `1h` as seconds; 0 is no time at all."""
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*([smh]?)\s*", text.lower())
+    if match is None:
+        raise ValueError("is no length of time; use one as 90s, 5m or 1h, or 0")
+    seconds = int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    if seconds > 86_400:
+        raise ValueError("is longer than a day; use 24h or less")
+    return seconds
+
+
 SETTINGS: dict[str, Setting] = {
     "model": Setting(str),
     "negative": Setting(str),
@@ -166,6 +177,7 @@ SETTINGS: dict[str, Setting] = {
     "progress": Setting(one_of("auto", "bar", "log", "json", "none"), "auto"),
     "color": Setting(one_of("auto", "always", "never"), "auto"),
     "offline": Setting(truth, False),
+    "keep_alive": Setting(duration, 0),
     "weights_file": Setting(str, variable="DDGEN_WEIGHTS"),
 }
 

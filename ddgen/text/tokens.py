@@ -17,7 +17,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,31 +149,37 @@ class Tokenizer:
 
     @cached_property
     def _bpe(self) -> "tokenizers.Tokenizer":
-        from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+        return _built(vocabulary_file() if self._path is None else self._path)
 
-        merges = _read_merges(vocabulary_file() if self._path is None else self._path)
-        symbols = list(byte_symbols())
-        names = [
-            *symbols,
-            *(symbol + "</w>" for symbol in symbols),
-            *map("".join, merges),
-            "<|startoftext|>",
-            "<|endoftext|>",
-        ]
-        vocabulary = dict(zip(names, range(len(names)), strict=True))
-        bpe = Tokenizer(
-            models.BPE(
-                vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", continuing_subword_prefix=""
-            )
+
+@cache
+def _built(path: Path) -> "tokenizers.Tokenizer":
+    """Return the tokenizer of a vocabulary file; it is built once in a process, and never changed."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    merges = _read_merges(path)
+    symbols = list(byte_symbols())
+    names = [
+        *symbols,
+        *(symbol + "</w>" for symbol in symbols),
+        *map("".join, merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    vocabulary = dict(zip(names, range(len(names)), strict=True))
+    bpe = Tokenizer(
+        models.BPE(
+            vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", continuing_subword_prefix=""
         )
-        bpe.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-        return bpe
+    )
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return bpe
 
 
 def _edge(character: str, look: str) -> str:

@@ -1,0 +1,87 @@
+"""Parts of models that a warm worker has loaded: a call that is forked from it finds them in its memory.
+
+    key = (part, identities of its files, its configuration, dtype)
+
+A file's identity is (device, inode, bytes, mtime), so weights that change are not found again. In a process of
+its own nothing is held; which models it used is noted, for the worker that it may leave behind. Torch-free.
+"""
+
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ddgen.weights.header import Header
+
+Identity = tuple[int, int, int, int]
+Key = tuple[str, tuple[tuple[str, Identity], ...], Hashable, str]
+Entry = dict[str, Any]
+"""What assemble.hold needs to load a model's parts again; plain JSON."""
+Module = TypeVar("Module", bound="nn.Module")
+
+noted: list[Entry] = []
+_held: "dict[Key, nn.Module]" = {}
+_taking: set[Key] | None = None
+
+
+def note(entry: Entry) -> None:
+    """Remember that this process uses a model."""
+    if entry not in noted:
+        noted.append(entry)
+
+
+def take(
+    part: str,
+    headers: "Iterable[Header]",
+    configuration: Hashable,
+    dtype: object,
+    device: "torch.device",
+    load: "Callable[[], Module]",
+) -> Module:
+    """Return a part on `device`: the one that is held, else what `load` makes of its files."""
+    files = sorted({(os.path.realpath(header.path), header.identity) for header in headers})
+    key = (part, tuple(files), configuration, str(dtype))
+    module = _held[key].to(device) if key in _held else load()  # type: ignore[assignment]
+    if _taking is not None:
+        _held[key] = module
+        _taking.add(key)
+    return module  # type: ignore[return-value]
+
+
+@contextmanager
+def holding() -> Iterator[set[Key]]:
+    """Hold every part that is taken inside; yields their keys. For a worker, on the CPU."""
+    global _taking
+    _taking = set()
+    try:
+        yield _taking
+    finally:
+        _taking = None
+
+
+def is_held(keys: Iterable[Key]) -> bool:
+    """Tell whether parts are still held, and their files unchanged."""
+    return all(key in _held and _is_current(key) for key in keys)
+
+
+def keep_only(keys: Iterable[Key]) -> None:
+    """Let go of all other parts."""
+    wanted = set(keys)
+    for key in list(_held):
+        if key not in wanted:
+            del _held[key]
+
+
+def _is_current(key: Key) -> bool:
+    for path, identity in key[1]:
+        try:
+            state = os.stat(path)
+        except OSError:
+            return False
+        if (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) != identity:
+            return False
+    return True
