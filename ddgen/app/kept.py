@@ -45,7 +45,10 @@ def take(
     """Return a part on `device`: the one that is held, else what `load` makes of its files."""
     files = sorted({(os.path.realpath(header.path), header.identity) for header in headers})
     key = (part, tuple(files), configuration, str(dtype))
-    module = _held[key].to(device) if key in _held else load()  # type: ignore[assignment]
+    if key not in _held:
+        module: nn.Module = load()
+    else:
+        module = _held[key] if device.type == "cpu" else _held[key].to(device)  # in this fork alone
     if _taking is not None:
         _held[key] = module
         _taking.add(key)

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from ddgen.cli import wire
 
-PATIENCE = 0.25  # seconds to wait for a worker that is busy loading
+PATIENCE = 1.0  # seconds to wait for a worker that is busy loading
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 LINGER = 10_000  # milliseconds that the work may need to end after its last word
 
@@ -32,12 +32,14 @@ def go(path: str, words: list[str], arguments: list[str]) -> None:
     Raises:
         OSError: there is no worker, or it went away before it began.
     """
+    streams = [number for number in (0, 1, 2) if is_open(number)]  # before the line takes a free number
     with wire.connect(path, PATIENCE) as line:
         wire.send(line, {"do": "run", "likeness": words, "nice": os.getpriority(os.PRIO_PROCESS, 0)})
         answer, _ = wire.receive(line)
         if answer.get("ready") is not True:
             return
-        request, descriptors = surroundings(arguments)
+        request, descriptors = surroundings(arguments, streams)
+        line.settimeout(None)  # from here on only one of us may run it
         try:
             wire.send(line, request, descriptors)
         finally:
@@ -49,22 +51,24 @@ def go(path: str, words: list[str], arguments: list[str]) -> None:
         accompany(line, descriptors[0])
 
 
-def surroundings(arguments: list[str]) -> tuple[wire.Message, list[int]]:
+def is_open(number: int) -> bool:
+    """Tell whether a descriptor is open."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def surroundings(arguments: list[str], streams: list[int]) -> tuple[wire.Message, list[int]]:
     """Return what the worker must take over from this process, and the descriptors that go with it: the
-    current directory, then those of the standard streams that are open.
+    current directory, then the standard streams that are open; one that is closed must be so there, too.
 
     Raises:
         OSError: there is no current directory.
     """
     mask = os.umask(0o077)
     os.umask(mask)
-    streams = []
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-            streams.append(number)
-        except OSError:
-            pass  # closed, and so it must be in the worker
     kinds = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
     request = {
         "arguments": arguments,
@@ -97,7 +101,6 @@ def accompany(line: socket.socket, handle: int) -> NoReturn:
             signal.signal(number, forward)
     if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
         signal.signal(signal.SIGTSTP, pause)
-    line.settimeout(None)
     try:
         answer, _ = wire.receive(line)
     except OSError:

@@ -4,6 +4,7 @@ Signals, streams, directory, environment, umask, limits and priority are taken o
 program runs; if one cannot be, the fork ends without a word and the caller runs by itself.
 """
 
+import contextlib
 import gc
 import os
 import resource
@@ -30,7 +31,8 @@ def live(line: socket.socket, request: dict[str, Any], descriptors: list[int], r
     def last(code: int) -> None:
         told = keeping.report()
         if len(told) < 60_000:  # what a pipe takes at once
-            os.write(report, told)
+            with contextlib.suppress(OSError):  # the worker was killed
+                os.write(report, told)
         say(line, code)
 
     work(last)
@@ -38,10 +40,8 @@ def live(line: socket.socket, request: dict[str, Any], descriptors: list[int], r
 
 def say(line: socket.socket, code: int) -> None:
     """Tell the caller the exit code oneself: the worker may have been killed meanwhile."""
-    try:
+    with contextlib.suppress(OSError):
         wire.send(line, {"code": code})
-    except OSError:
-        pass
 
 
 def become(request: dict[str, Any], descriptors: list[int]) -> None:

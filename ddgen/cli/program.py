@@ -4,6 +4,7 @@ A command's module is imported when it is called, never for another's sake: `reg
 ddgen/cli/NAME.py declares it.
 """
 
+from functools import cache
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -55,9 +56,7 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        app = typer.Typer(rich_markup_mode=None)
-        import_module(f"ddgen.cli.{COMMANDS[cmd_name][0]}").register(app)
-        return help.adopt(divert(lighten(typer.main.get_group(app).commands[cmd_name])))
+        return command_of(cmd_name)
 
     def short_help_of(self, ctx: Any, name: str) -> str:
         """Return a command's line for the list of all, without importing it."""
@@ -74,6 +73,14 @@ class Commands(TyperGroup):
             )
             raise UsageError(f"no such command '{name}'", mend, id="usage.command")
         return super().resolve_command(ctx, args)
+
+
+@cache
+def command_of(name: str) -> Any:
+    """Return a command of COMMANDS, made at its first use."""
+    app = typer.Typer(rich_markup_mode=None)
+    import_module(f"ddgen.cli.{COMMANDS[name][0]}").register(app)
+    return help.adopt(divert(lighten(typer.main.get_group(app).commands[name])))
 
 
 class AsTyped:

@@ -1,6 +1,7 @@
 """`ddgen warm`: look at, or stop, the worker that `--keep-alive` leaves behind."""
 
 import os
+import signal
 from typing import Any
 
 import typer
@@ -46,19 +47,51 @@ def status(json: flags.Json = False, debug: flags.Debug = False) -> None:
 
 def stop(debug: flags.Debug = False) -> None:
     """Stop the workers of this user; calls that run go on to their end."""
-    found = [answer for path in sockets() if (answer := ask(path, "stop")) is not None]
-    for answer in found:
-        console.say(f"ddgen: worker {answer['pid']} stopped")
+    found = [answer["pid"] for path in sockets() if (answer := ask(path, "stop")) is not None]
+    found += [pid for path in files(".lock") if (pid := end_starting(path)) is not None]
+    for pid in found:
+        console.say(f"ddgen: worker {pid} stopped")
     if not found:
         console.say("ddgen: no worker is there")
 
 
 def sockets() -> list[str]:
     """Return the sockets in the user's directory."""
+    return files(".sock")
+
+
+def files(suffix: str) -> list[str]:
+    """Return the files of workers in the user's directory, if it is his alone."""
     folder = standin.directory()
     if not standin.possible() or not standin.is_private(folder):
         return []
-    return sorted(f"{folder}/{name}" for name in os.listdir(folder) if name.endswith(".sock"))
+    return sorted(f"{folder}/{name}" for name in os.listdir(folder) if name.endswith(suffix))
+
+
+def end_starting(lock: str) -> int | None:
+    """End the worker that holds a lock but has no socket yet, and return its number; clear up after one that
+    was killed."""
+    import fcntl
+
+    socket = lock.removesuffix(".lock") + ".sock"
+    try:
+        held = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in (socket, lock):
+            if os.path.lexists(path):
+                os.unlink(path)
+        return None
+    except BlockingIOError:
+        pid = os.pread(held, 20, 0)
+        if os.path.exists(socket) or not pid.isdigit():
+            return None
+        os.kill(int(pid), signal.SIGTERM)
+        return int(pid)
+    finally:
+        os.close(held)
 
 
 def ask(path: str, what: str) -> dict[str, Any] | None:

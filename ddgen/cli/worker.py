@@ -35,10 +35,10 @@ CLOSED = 1.0  # seconds to wait for a caller to finish a sentence
 MODELS = 2  # held at once
 ROOM = 1.5  # a model is held if this many times its bytes are free
 PRELOADED = (
-    "ddgen.cli.program", "ddgen.cli.sample", "ddgen.cli.keeping", "ddgen.cli.companion", "ddgen.app.assemble",
-    "ddgen.app.pipeline", "ddgen.app.estimate", "ddgen.app.produce", "ddgen.app.additions", "ddgen.text.clip",
-    "ddgen.nets.vae", "ddgen.nets.patch", "tokenizers", "PIL.PngImagePlugin", "rich.progress", "difflib",
+    "ddgen.cli.program", "ddgen.cli.keeping", "ddgen.cli.companion", "ddgen.app.assemble", "ddgen.app.pipeline",
+    "ddgen.app.estimate", "ddgen.app.produce", "numpy.random", "PIL.PngImagePlugin", "difflib", "secrets",
 )  # fmt: skip
+PRELOADED_WITH_A_MODEL = ("ddgen.app.additions", "ddgen.diffusion.draws", "ddgen.diffusion.solver")
 
 
 @dataclass
@@ -78,6 +78,8 @@ class Worker:
         fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: another one is there
         if os.fstat(self.lock).st_ino != os.stat(f"{place}.lock").st_ino:
             raise BlockingIOError("the lock of one that was just leaving")
+        os.ftruncate(self.lock, 0)
+        os.write(self.lock, str(os.getpid()).encode())
         self.installed = installed()
         self.calls: dict[int, Call] = {}
         self.keep = 0
@@ -90,6 +92,7 @@ class Worker:
         """Import all that a call needs, load the first call's model, then open the socket."""
         for name in PRELOADED:
             import_module(name)
+        read_ahead()
         self.threads = threads()
         self.learn(begin)
         self.load()
@@ -282,6 +285,24 @@ class Worker:
         }
 
 
+def read_ahead() -> None:
+    """Build what every call builds: its command, CLIP's vocabulary, the table of models, Pillow's formats."""
+    from PIL import Image
+
+    from ddgen.cli.handover import SERVED
+    from ddgen.cli.program import command_of
+    from ddgen.errors import DdgenError
+    from ddgen.text.tokens import Tokenizer
+    from ddgen.weights import registry
+
+    for name in SERVED:
+        command_of(name)
+    Image.preinit()
+    with contextlib.suppress(DdgenError):  # whoever calls will be told
+        Tokenizer().encode("a")
+        registry.find(None)
+
+
 def loaded(entry: dict[str, Any]) -> "set[Any] | None":
     """Load a model's parts and return their keys; None where they are gone, damaged or too large."""
     import torch
@@ -292,6 +313,8 @@ def loaded(entry: dict[str, Any]) -> "set[Any] | None":
     most = torch.get_num_threads()
     torch.set_num_threads(1)  # a second one would be lost in every fork, and waited for
     try:
+        for name in PRELOADED_WITH_A_MODEL:
+            import_module(name)
         free = memory.free_memory(torch.device("cpu"))
         if free is not None and ROOM * assemble.held_bytes(entry) > free:
             return None

@@ -18,6 +18,7 @@ import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +140,21 @@ def read_entries(path: Path) -> Iterator[Entry]:
         InputError: not TOML, or an entry with a wrong field.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        state = path.stat()
+        version = state.st_ino, state.st_size, state.st_mtime_ns
+        tables = _tables(path, version)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(
             f"'{path}' cannot be read: {error}", "mend the file", id="input.weights-file"
         ) from None
     for name, table in tables.items():
         yield _entry(path, name, table)
+
+
+@lru_cache(8)
+def _tables(path: Path, version: tuple[int, int, int]) -> dict[str, Any]:
+    """Return a file's tables; parsed once in a process, and again when the file changes."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _entry(path: Path, name: str, table: Any) -> Entry:

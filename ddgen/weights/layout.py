@@ -11,7 +11,7 @@ from ddgen.nets.config import PatchConfig
 from ddgen.weights import keymap, spec
 from ddgen.weights.arch import Arch
 from ddgen.weights.folder import Folder, merged, read_folder, weight_headers
-from ddgen.weights.header import Header
+from ddgen.weights.header import Header, open_regular
 from ddgen.weights.infer import edm_range, infer_arch, infer_prediction
 from ddgen.weights.keymap import Take
 from ddgen.weights.spec import Spec
@@ -70,6 +70,11 @@ class Checkpoint:
         return replace(self, parts=self.parts | {"unet": self.ema}, ema=trained)
 
 
+OPENED = 4
+_opened: dict[Path, Checkpoint] = {}
+"""The last files: a command asks for its model's several times."""
+
+
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint.
 
@@ -77,7 +82,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         ModelError: missing, damaged, refused, or nothing that ddgen knows.
     """
     path = Path(path)
-    return _open_folder(read_folder(path)) if path.is_dir() else _open_file(path)
+    if path.is_dir():
+        return _open_folder(read_folder(path))
+    with open_regular(path) as (_, identity):
+        known = _opened.get(path)
+    if known is None or known.headers[0].identity != identity:
+        known = _open_file(path)
+        while len(_opened) >= OPENED:
+            del _opened[next(iter(_opened))]
+        _opened[path] = known
+    return known
 
 
 def _open_file(path: Path) -> Checkpoint:
