@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import batches, seeing, training
+from bench import batches, seeing, training, warmth
 from bench.measure import Pair, Worker, run
 
 PYTHON = sys.executable
@@ -138,8 +138,9 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "step": step,
     "decode": decode,
     "load": load,
+    **warmth.ROWS,
     **batches.ROWS,
     **training.ROWS,
     **seeing.ROWS,
 }
-LONG = ("step", "decode", "load", *batches.ROWS, *training.ROWS, *seeing.ROWS)
+LONG = ("step", "decode", "load", *warmth.LONG, *batches.ROWS, *training.ROWS, *seeing.ROWS)

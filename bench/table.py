@@ -24,14 +24,18 @@ def amount(value: float, unit: str) -> str:
 
 def comparison(row: Result) -> str:
     if row.compare == "difference":
-        return f"{row.comparison:+.0f} {row.unit}"
+        return f"{row.comparison:+.{_places(row)}f} {row.unit}"
     return f"{row.comparison:.2f} x"
+
+
+def _places(row: Result) -> int:
+    return 0 if row.unit == "MB" else 2
 
 
 def target(row: Result) -> str:
     if row.target is None:
         return ""
-    bound = f"{row.target:.0f} {row.unit}" if row.compare == "difference" else f"{row.target:g} x"
+    bound = f"{row.target:.{_places(row)}f} {row.unit}" if row.compare == "difference" else f"{row.target:g} x"
     return f"<= {bound}, {'met' if row.holds else 'missed'}"
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import typer
 
 from ddgen.app import plan as planning
-from ddgen.app.adjust import adjust
 from ddgen.app.naming import Names, parse_output
 from ddgen.cli import console, flags, process, sample_run, settings, wording
 from ddgen.errors import InputError, UsageError
@@ -276,6 +275,11 @@ def adjusted(
     Raises:
         UsageError: a value out of range. ModelError: a file that is not there, or of no use to the model.
     """
+    names = ("vae", "prediction", "clip_skip", "refiner", "refiner_start")
+    if not loras and not embeddings and all(values[name] is None for name in names):
+        return spec
+    from ddgen.app.adjust import adjust
+
     return adjust(
         spec,
         loras=loras or (),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddgen.app import plan as planning
 from ddgen.app.naming import Names, parse_output
-from ddgen.cli import console, keeping, process, pulling
+from ddgen.cli import console, keeping, process
 from ddgen.cli.progress import make_progress
 from ddgen.diffusion.samplers import SAMPLERS
 from ddgen.errors import ResourceError
@@ -116,6 +116,8 @@ def load(spec: Spec, values: Mapping[str, Any]) -> "Pipeline":
     keeping.ask(values["keep_alive"])
     if values["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+    from ddgen.cli import pulling
+
     spec = pulling.here(spec, values["progress"])
 
     from ddgen.app.assemble import assemble

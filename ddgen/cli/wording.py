@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ddgen.app import plan as planning
-from ddgen.app.styles import apply_style, load_styles
 from ddgen.errors import UsageError
 
 STYLED = ("steps", "guidance", "sampler", "spacing", "sigmas", "eta", "width", "height")
@@ -31,6 +30,8 @@ def dress(given: Mapping[str, Any], values: dict[str, Any], prompts: tuple[str, 
         raise UsageError("--wildcards needs --expand", "add --expand", id="usage.wildcards")
     if given["style"] is None:
         return prompts
+    from ddgen.app.styles import apply_style, load_styles
+
     styles = load_styles(given["styles_file"])
     said = {name: values[name] for name in (*STYLED, "negative") if values[name] is not None}
     dressed = [apply_style(given["style"], styles, prompt, said) for prompt in prompts]

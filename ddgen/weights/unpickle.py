@@ -10,7 +10,6 @@ fallback and no switch for one.
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +63,8 @@ def read_pickled_header(path: str | Path) -> Header:
 
 def _ask(path: Path, handle: int) -> dict[str, Any]:
     """Return the child's answer about the open file."""
+    import subprocess
+
     command = [sys.executable, "-I", "-S", "-c", CHILD]
     try:
         done = subprocess.run(
