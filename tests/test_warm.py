@@ -25,6 +25,8 @@ from ddgen.cli import companion, handover, standin, wire
 from ddgen.cli import warm as asking
 from ddgen.weights import registry
 from ddgen.weights.header import Header
+from ddgen.weights.keymap import Take
+from ddgen.weights.split import Stored
 
 pytestmark = pytest.mark.skipif(not standin.possible(), reason="a warm worker needs Linux 5.3 or later")
 
@@ -492,17 +494,18 @@ def test_parts_are_held_by_what_their_files_are(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"weights")
 
-    def header() -> Header:
+    def take(configuration: object = "c", dtype: object = "float32", called: str = "model.out") -> object:
         state = file.stat()
-        return Header(file, {}, {}, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
-
-    def take(configuration: object = "c", dtype: object = "float32") -> object:
-        return kept.take("unet", [header()], configuration, dtype, types.SimpleNamespace(type="cpu"), object)  # type: ignore[arg-type,type-var]
+        header = Header(file, {}, {}, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+        part = {"out": Stored(header, Take((called,)), (1,))}
+        cpu = types.SimpleNamespace(type="cpu")
+        return kept.take("unet", part, configuration, dtype, cpu, object)  # type: ignore[arg-type,type-var]
 
     assert take() is not take(), "a process of its own holds nothing"
     with kept.holding() as keys:
         one = take()
     assert take() is one and take("d") is not one and take(dtype="float16") is not one
+    assert take(called="model_ema.out") is not one, "the averaged one of the same file"
     assert kept.is_held(keys)
     file.write_bytes(b"changed")
     os.utime(file, ns=(1, 1))

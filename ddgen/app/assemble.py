@@ -99,6 +99,7 @@ def entry_of(spec: Spec, path: Path, compute: torch.dtype, text_dtype: torch.dty
     return {
         "path": os.path.realpath(path),
         "arch": arch_to_json(spec.arch),
+        "ema": spec.ema,
         "vae": [os.path.realpath(item.path) for item in spec.additions if item.kind == "vae"],
         "dtype": str(compute).removeprefix("torch."),
         "text_dtype": str(text_dtype).removeprefix("torch."),
@@ -114,6 +115,8 @@ def hold(entry: kept.Entry) -> set[kept.Key]:
     additions = tuple(Addition("vae", Path(path)) for path in entry["vae"])
     spec = Spec("held", arch_from_json(entry["arch"]), additions=additions)
     found, cpu = open_checkpoint(entry["path"]), torch.device("cpu")
+    if entry["ema"]:
+        found = found.averaged()
     with kept.holding() as keys:
         load_unet(spec, found, DTYPES[entry["dtype"]], cpu)
         load_first_stage(spec, found, torch.float32, cpu)
@@ -253,7 +256,7 @@ def load_unet(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.d
         load_module(network, found.part("unet"), dtype=dtype, device=device, name="unet")
         return network
 
-    return kept.take("unet", found.headers, spec.arch.unet, dtype, device, load)
+    return kept.take("unet", found.part("unet"), spec.arch.unet, dtype, device, load)
 
 
 def load_first_stage(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.device) -> FirstStage:
@@ -277,7 +280,7 @@ def load_first_stage(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: 
         load_module(stage, found.part("first_stage"), dtype=dtype, device=device, name="first_stage")
         return stage
 
-    return kept.take("first_stage", found.headers, config, dtype, device, load)  # type: ignore[return-value]
+    return kept.take("first_stage", found.part("first_stage"), config, dtype, device, load)  # type: ignore[return-value]
 
 
 def replaced_first_stage(config: FirstStageConfig, found: Checkpoint) -> FirstStageConfig:
@@ -337,7 +340,7 @@ def load_text(
         return model
 
     towers = [
-        kept.take(f"text.{i}", found.headers, tower.config, dtype, device, lambda i=i: load(i))  # type: ignore[misc]
+        kept.take(f"text.{i}", parts[i], tower.config, dtype, device, lambda i=i: load(i))  # type: ignore[misc]
         for i, tower in enumerate(specs)
     ]
     return TextEncoder(towers, specs, Tokenizer())

@@ -1,6 +1,6 @@
 """Parts of models that a warm worker has loaded: a call that is forked from it finds them in its memory.
 
-    key = (part, identities of its files, its configuration, dtype)
+    key = (part, identities of its files, what it is called in them, its configuration, dtype)
 
 A file's identity is (device, inode, bytes, mtime), so weights that change are not found again. In a process of
 its own nothing is held; which models it used is noted, for the worker that it may leave behind. Torch-free.
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ddgen.weights.header import Header
+    from ddgen.weights.split import Part
 
 Identity = tuple[int, int, int, int]
-Key = tuple[str, tuple[tuple[str, Identity], ...], Hashable, str]
+Key = tuple[str, tuple[tuple[str, Identity], ...], tuple[str, ...], Hashable, str]
 Entry = dict[str, Any]
 """What assemble.hold needs to load a model's parts again; plain JSON."""
 Module = TypeVar("Module", bound="nn.Module")
@@ -36,15 +36,17 @@ def note(entry: Entry) -> None:
 
 def take(
     part: str,
-    headers: "Iterable[Header]",
+    tensors: "Part",
     configuration: Hashable,
     dtype: object,
     device: "torch.device",
     load: "Callable[[], Module]",
 ) -> Module:
-    """Return a part on `device`: the one that is held, else what `load` makes of its files."""
-    files = sorted({(os.path.realpath(header.path), header.identity) for header in headers})
-    key = (part, tuple(files), configuration, str(dtype))
+    """Return a part on `device`: the one that is held, else what `load` makes of its tensors."""
+    headers = {id(stored.header): stored.header for stored in tensors.values()}
+    files = sorted({(os.path.realpath(header.path), header.identity) for header in headers.values()})
+    called = tensors[min(tensors)].take.names if tensors else ()  # an averaged U-Net has other names
+    key = (part, tuple(files), called, configuration, str(dtype))
     if key not in _held:
         module: nn.Module = load()
     else:

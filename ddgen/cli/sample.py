@@ -276,7 +276,7 @@ def adjusted(
         UsageError: a value out of range. ModelError: a file that is not there, or of no use to the model.
     """
     names = ("vae", "prediction", "clip_skip", "refiner", "refiner_start")
-    if not loras and not embeddings and all(values[name] is None for name in names):
+    if not loras and not embeddings and not values["ema"] and all(values[name] is None for name in names):
         return spec
     from ddgen.app.adjust import adjust
 
