@@ -84,12 +84,14 @@ def weight_of(model: Model, module: str, part: str = "unet") -> Tensor:
     return model.before[part][f"{module}.weight"]
 
 
-def only(model: Model, key: str, expected: Tensor) -> None:
-    """Assert that exactly one weight changed, and by this."""
+def only(model: Model, key: str, expected: Tensor) -> float:
+    """Assert that exactly one weight changed, and by this; return the largest difference."""
     changes = model.changes()
     assert set(changes) == {key}
     assert expected.abs().max() > 1e-3
-    assert (changes[key] - expected.reshape(changes[key].shape)).abs().max() < CLOSE
+    found = (changes[key] - expected.reshape(changes[key].shape)).abs().max().item()
+    assert found < CLOSE
+    return found
 
 
 UP, DOWN, ALPHA = draw(32, 4, seed=11), draw(4, 32, seed=12), torch.tensor(2.0)

@@ -6,7 +6,7 @@ table.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ddgen.nets.config import UNetConfig
 
 TOLERANCE = 1e-7
+Record = Callable[[str, object], None]
+"""pytest's record_property: what a test found goes into docs/parity.md (parity.py makes it)."""
 
 
 def redraw(module: nn.Module, seed: int) -> nn.Module:

@@ -32,6 +32,25 @@ def test_the_same_campaign_finds_the_torn_files_of_a_naive_writer(tmp_path: Path
     assert campaign(tmp_path, 60, "naive")["torn"] >= 5
 
 
+COMMAND = Path(__file__).with_name("kill_command.py")
+
+
+def by_command(directory: Path, *words: str) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, str(COMMAND), str(directory), *words], capture_output=True, text=True, timeout=1500
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_installed_command_killed_and_run_again(tmp_path: Path) -> None:
+    """The campaign of kill_command.py in small; as it stands it is 1,000 pictures and 100 kills."""
+    found = by_command(tmp_path, "--pictures", "24", "--kills", "3")
+    harm = ("torn", "lost", "twice", "beyond", "different", "left", "exit")
+    assert found["pictures"] == 24 and not any(found[key] for key in harm), found
+    assert found["kills"] >= 2
+
+
 def test_with_the_real_sampler_and_the_model_that_ships(tmp_path: Path) -> None:
     found = campaign(tmp_path, 6, "real", "24", "2")
     assert found["kills"] >= 6

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
-from referees import redraw
+from referees import Record, redraw
 from test_parity_pipelines import (
     FAMILIES,
     NEGATIVES,
@@ -110,7 +110,7 @@ def controls_of(pipeline: Pipeline, count: int) -> list[Control]:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", PLACES)
 def test_controls_equal_diffusers(
-    name: str, count: int, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, count: int, vocabulary: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     family = FAMILIES[name]
     ours = build(family)
@@ -152,7 +152,7 @@ def test_controls_equal_diffusers(
             return (sample(ours, jobs_of(family, ours), controls=used) - expected).abs().max().item()
 
     found = difference(controls)
-    print(f"{name}, {count}: {found:.2e}")
+    record_property("whole picture with ControlNets, against diffusers", found)
     assert found < TOLERANCE
     if (name, count) != ("sd1 ddim", 2):
         return

@@ -34,6 +34,40 @@ def test_every_page_is_in_the_navigation() -> None:
     assert [name for name in named if not (DOCS / name).is_file()] == []
 
 
+def test_the_table_of_parity_holds_what_the_tests_compare() -> None:
+    """Every section is a kind of comparison that a test records, and every difference there is small."""
+    tests = Path(__file__).parent.glob("test_*.py")
+    kinds = {
+        name for test in tests for name in re.findall(r'record_property\(\s*f?"([^"|]+)', test.read_text())
+    }
+    page = (DOCS / "parity.md").read_text()
+    assert len(kinds) > 8
+    sections = set(re.findall(r"^## (.+)$", page, re.M))
+    assert sections <= {f"{name[0].upper()}{name[1:]}" for name in kinds} and "U-Net, against diffusers" in sections
+    values = [float(value) for value in re.findall(r"^\| .+ \| ([0-9.e+-]+) \|$", page, re.M)]
+    assert len(values) > 50 and max(values) < 1e-4
+
+
+def test_the_table_of_parity_is_made_of_what_tests_tell() -> None:
+    spec = importlib.util.spec_from_file_location("parity", DOCS / "parity.py")
+    assert spec is not None and spec.loader is not None
+    parity = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(parity)
+    told = "".join(
+        f'<testcase name="{name}"><properties><property name="{kind}" value="{value}"/></properties></testcase>'
+        for name, kind, value in (
+            ("test_a[sd1]", "u", "1e-9"),
+            ("test_b[sd1]", "u", "2e-8"),
+            ("test_it_all", "u", "0.0"),
+            ("test_c[x]", "v|whole", "3e-7"),
+        )
+    )
+    rows = parity.told(parity.xml.fromstring(f"<testsuite>{told}</testsuite>"))
+    assert rows == [("u", "sd1", 2e-8), ("u", "it all", 0.0), ("v", "whole", 3e-7)]
+    page = parity.page(rows)
+    assert "## U\n" in page and "| sd1 | 2.0e-08 |" in page and "## V\n" in page
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("material") is None:

@@ -31,6 +31,7 @@ from test_parity_pipelines import (
     their_pipeline,
     vocabulary,
 )
+from referees import Record
 from torch import Tensor
 
 from ddgen.app import conditions, edit
@@ -186,13 +187,15 @@ def theirs(case: str, pipeline: Pipeline, vocabulary: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_edits_equal_diffusers(case: str, vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edits_equal_diffusers(
+    case: str, vocabulary: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
+) -> None:
     pipeline = build(family_of(case))
     expected = theirs(case, pipeline, vocabulary, monkeypatch)
     found = ours(case, pipeline)
     assert found.dtype == expected.dtype == torch.float64 and expected.std() > 0.1
     difference = (found - expected).abs().max().item()
-    print(f"{case}: {difference:.2e}")
+    record_property("whole picture from another one, against diffusers", difference)
     assert difference < TOLERANCE
 
 

@@ -24,6 +24,7 @@ from lora_cases import (
     saved,
     weight_of,
 )
+from referees import Record
 from torch import Tensor
 
 from ddgen.weights import lora_maths
@@ -201,13 +202,16 @@ KINDS = kinds()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_its_formula(kind: str, tmp_path: Path) -> None:
+def test_every_kind_is_its_formula(
+    kind: str, tmp_path: Path, record_property: Record = lambda name, value: None
+) -> None:
     tensors, formula, stem = KINDS[kind]
     module = Q if stem == STEM else CONV
     model = Model()
     assert model.put((saved(tmp_path, {f"{stem}.{key}": value for key, value in tensors.items()}), 0.7)) == []
     weight = weight_of(model, module)
-    only(model, f"unet:{module}.weight", formula(weight) - weight)
+    found = only(model, f"unet:{module}.weight", formula(weight) - weight)
+    record_property("adapter, against its written formula", found)
 
 
 @pytest.mark.parametrize("kind", KINDS)

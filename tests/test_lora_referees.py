@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from lora_cases import ARCH1, ARCHXL, CLOSE, Model, saved
-from referees import draw, unet_places, unet_state
+from referees import Record, draw, unet_places, unet_state
 from torch import Tensor, nn
 
 from ddgen.nets.unet import UNet
@@ -98,19 +98,23 @@ PEFT_CONFIGS = {
 
 @pytest.mark.parametrize("name", PEFT_CONFIGS)
 @pytest.mark.parametrize("arch", [ARCH1, ARCHXL], ids=["sd1", "sdxl"])
-def test_equals_pefts_merge(arch: Arch, name: str, tmp_path: Path) -> None:
+def test_equals_pefts_merge(arch: Arch, name: str, tmp_path: Path, record_property: Record) -> None:
     model = Model(arch)
     tuned = peft.get_peft_model(their_unet(arch, model.modules["unet"]), PEFT_CONFIGS[name])  # type: ignore[arg-type]
     randomise(tuned)
     tuned.save_pretrained(tmp_path / "adapter")
     merged = tuned.merge_and_unload()
     assert model.put((tmp_path / "adapter", 1.0)) == []
-    assert compare(model, merged, at_least=20) < CLOSE
+    found = compare(model, merged, at_least=20)
+    record_property("adapter, against peft's merge", found)
+    assert found < CLOSE
 
 
 @pytest.mark.parametrize("arch", [ARCH1, ARCHXL], ids=["sd1", "sdxl"])
 @pytest.mark.parametrize("metadata", [True, False])
-def test_equals_what_diffusers_saves_and_fuses(arch: Arch, metadata: bool, tmp_path: Path) -> None:
+def test_equals_what_diffusers_saves_and_fuses(
+    arch: Arch, metadata: bool, tmp_path: Path, record_property: Record
+) -> None:
     model = Model(arch)
     theirs = their_unet(arch, model.modules["unet"])
     theirs.add_adapter(peft.LoraConfig(r=4, lora_alpha=10 if metadata else 4, target_modules=TARGETS))
@@ -122,7 +126,9 @@ def test_equals_what_diffusers_saves_and_fuses(arch: Arch, metadata: bool, tmp_p
     theirs.fuse_lora(lora_scale=0.8)
     theirs.unload_lora()
     assert model.put((tmp_path, 0.8)) == []
-    assert compare(model, theirs, at_least=20) < CLOSE
+    found = compare(model, theirs, at_least=20)
+    record_property("adapter, against diffusers' fused LoRA", found)
+    assert found < CLOSE
 
 
 def kohya(arch: Arch, *, sgm: bool) -> dict[str, Tensor]:
@@ -157,7 +163,9 @@ def kohya(arch: Arch, *, sgm: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("arch", "sgm"), [(ARCH1, False), (ARCHXL, False), (ARCHXL, True)], ids=["sd1", "sdxl", "sdxl sgm"]
 )
-def test_kohya_files_equal_what_diffusers_makes_of_them(arch: Arch, sgm: bool, tmp_path: Path) -> None:
+def test_kohya_files_equal_what_diffusers_makes_of_them(
+    arch: Arch, sgm: bool, tmp_path: Path, record_property: Record = lambda name, value: None
+) -> None:
     model = Model(arch)
     path = saved(tmp_path, kohya(arch, sgm=sgm))
     theirs = their_unet(arch, model.modules["unet"])
@@ -167,7 +175,9 @@ def test_kohya_files_equal_what_diffusers_makes_of_them(arch: Arch, sgm: bool, t
     theirs.fuse_lora(lora_scale=0.6)
     theirs.unload_lora()
     assert model.put((path, 0.6)) == []
-    assert compare(model, theirs, at_least=20) < CLOSE
+    found = compare(model, theirs, at_least=20)
+    record_property("adapter, against diffusers' reading of kohya's", found)
+    assert found < CLOSE
 
 
 def test_the_comparison_with_diffusers_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

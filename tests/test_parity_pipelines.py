@@ -28,7 +28,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from referees import redraw, unet_state, vae_state
+from referees import Record, redraw, unet_state, vae_state
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -395,15 +395,19 @@ def difference(family: Family, ours: Pipeline, theirs: object) -> float:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_whole_pictures_equal_diffusers(name: str, vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_pictures_equal_diffusers(
+    name: str, vocabulary: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
+) -> None:
     family = FAMILIES[name]
     ours = build(family)
     found = difference(family, ours, their_pipeline(family, ours, vocabulary, monkeypatch))
-    print(f"{name}: {found:.2e}")
+    record_property("whole picture, ten guided steps, against diffusers", found)
     assert found < TOLERANCE
 
 
-def test_the_refiner_takes_over_as_in_diffusers(vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_refiner_takes_over_as_in_diffusers(
+    vocabulary: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
+) -> None:
     """Base for the first 80 % of the times, refiner for the rest; its five numbers end in the aesthetic
     score.
     """
@@ -435,7 +439,9 @@ def test_the_refiner_takes_over_as_in_diffusers(vocabulary: Path, monkeypatch: p
         base.refiner, base.spec = refiner, replace(base.spec, refiner_start=start)
         return run_ours(base_family, base)[0]
 
-    assert (ours(0.8) - whole).abs().max() < TOLERANCE
+    found = (ours(0.8) - whole).abs().max().item()
+    record_property("whole picture, ten guided steps, against diffusers", found)
+    assert found < TOLERANCE
     assert (ours(0.7) - whole).abs().max() > 10 * TOLERANCE
     assert torch.equal(ours(1.0), run_ours(base_family, replace_refiner(base))[0])
     ids_of_base = replace(refiner.spec.arch, vector_ids=SIZE_IDS[:5])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from referees import TOLERANCE, distance, draw, redraw
+from referees import TOLERANCE, Record, distance, draw, redraw
 from torch import Tensor, nn
 
 from ddgen.nets import taesd
@@ -34,8 +34,10 @@ def differences(channels: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("channels", [4, 16])
-def test_equals_the_referee(channels: int) -> None:
-    assert max(differences(channels)) <= TOLERANCE
+def test_equals_the_referee(channels: int, record_property: Record) -> None:
+    found = max(differences(channels))
+    record_property("tiny autoencoder, against diffusers", found)
+    assert found <= TOLERANCE
 
 
 def block_without_last_relu(self: taesd.Block, x: Tensor) -> Tensor:

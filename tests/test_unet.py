@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
-from referees import TOLERANCE, distance, draw, redraw, unet_state
+from referees import TOLERANCE, Record, distance, draw, redraw, unet_state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -165,8 +165,10 @@ def difference(name: str, change: Callable[[UNet], None] = lambda network: None)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_referee(name: str) -> None:
-    assert difference(name) <= TOLERANCE
+def test_equals_the_referee(name: str, record_property: Record) -> None:
+    found = difference(name)
+    record_property("U-Net, against diffusers", found)
+    assert found <= TOLERANCE
 
 
 class Altered:

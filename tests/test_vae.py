@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKL as Referee
-from referees import TOLERANCE, distance, draw, redraw, vae_state
+from referees import TOLERANCE, Record, distance, draw, redraw, vae_state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,8 +85,10 @@ def differences(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_equals_the_referee(name: str) -> None:
-    assert max(differences(CONFIGS[name]).values()) <= TOLERANCE
+def test_equals_the_referee(name: str, record_property: Record) -> None:
+    found = max(differences(CONFIGS[name]).values())
+    record_property("autoencoder, against diffusers", found)
+    assert found <= TOLERANCE
 
 
 def norm_eps(network: AutoencoderKL) -> None:
