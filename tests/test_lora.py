@@ -203,7 +203,7 @@ KINDS = kinds()
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_its_formula(
-    kind: str, tmp_path: Path, record_property: Record = lambda name, value: None
+    kind: str, tmp_path: Path, record_property: Record
 ) -> None:
     tensors, formula, stem = KINDS[kind]
     module = Q if stem == STEM else CONV
@@ -291,4 +291,4 @@ def test_the_comparison_with_the_formula_can_fail(tmp_path: Path, monkeypatch: p
             ),
         )
         with pytest.raises((AssertionError, RuntimeError)):
-            test_every_kind_is_its_formula("dora rows, squeezed", tmp_path)
+            test_every_kind_is_its_formula("dora rows, squeezed", tmp_path, lambda name, value: None)

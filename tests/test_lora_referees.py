@@ -164,7 +164,7 @@ def kohya(arch: Arch, *, sgm: bool) -> dict[str, Tensor]:
     ("arch", "sgm"), [(ARCH1, False), (ARCHXL, False), (ARCHXL, True)], ids=["sd1", "sdxl", "sdxl sgm"]
 )
 def test_kohya_files_equal_what_diffusers_makes_of_them(
-    arch: Arch, sgm: bool, tmp_path: Path, record_property: Record = lambda name, value: None
+    arch: Arch, sgm: bool, tmp_path: Path, record_property: Record
 ) -> None:
     model = Model(arch)
     path = saved(tmp_path, kohya(arch, sgm=sgm))
@@ -181,11 +181,13 @@ def test_kohya_files_equal_what_diffusers_makes_of_them(
 
 
 def test_the_comparison_with_diffusers_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unheard(name: str, value: object) -> None: ...
+
     def broken(name: str, new: object) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(lora_maths, name, new)
             with pytest.raises(AssertionError):
-                test_kohya_files_equal_what_diffusers_makes_of_them(ARCH1, False, tmp_path)
+                test_kohya_files_equal_what_diffusers_makes_of_them(ARCH1, False, tmp_path, unheard)
 
     scale, lora = lora_maths.scale_of, lora_maths._lora
     broken("scale_of", lambda roles, weight: 1.0)
