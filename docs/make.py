@@ -18,7 +18,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 MADE = DOCS / "made"
-PAGES = ("index.md", "how-it-works.md", "prompts.md", "models.md", "batches.md", "reproducibility.md", "troubleshooting.md")
+PAGES = ("index.md", "how-it-works.md", "prompts.md", "editing.md", "models.md", "batches.md", "reproducibility.md", "troubleshooting.md")
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.M | re.S)
 PICTURE = re.compile(r"\]\(made/([\w.-]+)\)")
 

@@ -152,6 +152,11 @@ def test_inpaint_keeps_what_is_outside(ddgen: Call, where: tuple[str, str]) -> N
     assert np.array_equal(after[~inside], read("a.png")[..., :3][~inside])
     assert (after[inside] != before[inside]).any(1).mean() > 0.9
     assert said("i.png")["edit"]["mask"] and "warning" not in err
+    sizes = [
+        json.loads(ddgen("inpaint", name, "cat", *where, "--mask-crop", *more, "--plan", "--json")[1])
+        for more in ((), ("--mask-padding", "48"))
+    ]
+    assert [(size["width"], size["height"]) for size in sizes][0] != (sizes[1]["width"], sizes[1]["height"])
 
 
 def test_masks_are_inverted_and_grown(ddgen: Call) -> None:
@@ -317,6 +322,44 @@ def test_controls_are_read_before_a_model_is_loaded(ddgen: Call) -> None:
         (record,) = json.loads(out)["controls"]
         assert (record["kind"], record["weight"], record["start"], record["end"]) == ("canny", 0.8, 0.0, 0.5)
         assert len(record["image"]) == len(record["model"]) == 64
+
+
+def weights(path: str, *names: str, shape: tuple[int, ...] = (2, 2)) -> None:
+    """Write a safetensors file of zeros."""
+    each = int(np.prod(shape)) * 2
+    header = {
+        name: {"dtype": "F16", "shape": shape, "data_offsets": [each * i, each * i + each]}
+        for i, name in enumerate(names)
+    }
+    text = json.dumps(header).encode()
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + bytes(each * len(names)))
+
+
+def test_image_prompts_are_read_before_a_model_is_loaded(ddgen: Call) -> None:
+    weights("ip.safetensors", "image_proj.proj.0.weight", "image_proj.proj.2.weight", "image_proj.proj.3.weight",
+            "ip_adapter.1.to_k_ip.weight")  # fmt: skip
+    shown = ("--image-prompt", "p.png:0.6", "--image-prompt", "a.png", "--image-prompt-model", "ip.safetensors")
+    assert "no image encoder beside the IP-Adapter" in ddgen("sample", "cat", *shown, "--plan")[2]
+    os.mkdir("image_encoder")
+    Path("image_encoder/config.json").write_text("{}")
+    weights("image_encoder/model.safetensors", "x")
+    for command in (("sample", "cat"), ("edit", "p.png", "cat")):
+        code, out, err = ddgen(*command, *shown, "--plan", "--json")
+        assert code == 0, err
+        first, second = json.loads(out)["controls"]
+        assert (first["kind"], first["weight"], second["weight"]) == ("image-prompt", 0.6, 1.0)
+        assert first["image"] != second["image"] and first["model"] == second["model"]
+    assert ddgen("sample", "cat", *shown, "--image-encoder", "none", "--plan")[0] == 5
+
+
+def test_a_network_that_enlarges_is_said(ddgen: Call) -> None:
+    weights("u.safetensors", "conv_first.weight")
+    code, out, err = ddgen("upscale", "p.png", "--upscaler", "u.safetensors", "--plan", "--json")
+    assert code == 0, err
+    (record,) = json.loads(out)["controls"]
+    assert record["kind"] == "upscaler" and len(record["image"]) == len(record["model"]) == 64
+    assert "no architecture that spandrel knows" in ddgen("upscale", "p.png", "--upscaler", "u.safetensors")[2]
+    assert ddgen("upscale", "p.png", "--upscaler", "p.png", "--plan")[0] == 5
 
 
 def test_tiles_and_variations_are_settings_of_sample(ddgen: Call) -> None:
@@ -552,6 +595,32 @@ ROWS: dict[str, tuple[tuple[str, ...], int, str]] = {
         ("sample", "x", "--control", "cany:p.png", "--control-model", "m.png"),
         2,
         "unknown control type 'cany'; did you mean 'canny'?",
+    ),
+    "image prompt without its model": (
+        ("sample", "x", "--image-prompt", "p.png"),
+        2,
+        "1 --image-prompt and 0 --image-prompt-model are given; "
+        "give one --image-prompt-model FILE for all, or one for each, in the same order",
+    ),
+    "image prompt weight": (
+        ("sample", "x", "--image-prompt", "p.png:11", "--image-prompt-model", "m.png"),
+        2,
+        "--image-prompt weight 11 is out of range; use -10 to 10",
+    ),
+    "image prompt model": (
+        ("sample", "x", "--image-prompt", "p.png", "--image-prompt-model", "none.bin"),
+        5,
+        "model 'none.bin' does not exist; check the path, or see 'ddgen models'",
+    ),
+    "encoder alone": (
+        ("edit", "p.png", "x", "--image-encoder", "d"),
+        2,
+        "--image-encoder needs --image-prompt; add one",
+    ),
+    "padding without a crop": (
+        ("inpaint", "p.png", "x", "--box", "0,0,64,64", "--mask-padding", "8"),
+        2,
+        "--mask-padding needs --mask-crop; add it",
     ),
     "standard input twice": (("edit", "-", "-"), 2, "standard input is named twice; give '-' once"),
 }

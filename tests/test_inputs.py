@@ -93,6 +93,7 @@ BAD = {
     "fit": ({"init": "in/p.png", "fit": "squeeze"}, "unknown fit 'squeeze'"),
     "mask and size": ({"init": "in/p.png", "mask": "in/m.png", "width": 64}, "'mask' and 'width' do not go together"),
     "mask and scale": ({"init": "in/p.png", "mask": "in/m.png", "scale": 2}, "'mask' and 'scale' do not go"),
+    "cut out": ({"init": "in/p.png", "transparent": True}, "'init' and 'transparent' do not go together"),
     "mask and control": (
         {"init": "in/p.png", "mask": "in/m.png", "control": ("canny:in/p.png",)},
         "'mask' and 'control' do not go together",

@@ -140,7 +140,7 @@ def _latents(arch: Arch) -> tuple[object, ...]:
     )
 
 
-def parse_lora(text: str) -> tuple[str, float]:
+def parse_lora(text: str, flag: str = "--lora") -> tuple[str, float]:
     """Return the file and weight of FILE[:W]; what stands behind the last colon is a weight if it is a
     number.
 
@@ -153,7 +153,7 @@ def parse_lora(text: str) -> tuple[str, float]:
     weight = float(tail)
     if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
         raise UsageError(
-            f"--lora weight {tail} is out of range",
+            f"{flag} weight {tail} is out of range",
             f"use {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}",
             id="usage.range",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ddgen.app.control import Control, changes, with_controls
+from ddgen.app.image_prompt import ImagePrompt, with_pictures
 from ddgen.conditioning import Conditioning
 from ddgen.diffusion.denoiser import Denoise, Denoiser
 from ddgen.diffusion.guidance import guided, guided_by_image, interval_from_steps, join, with_channels
@@ -70,10 +72,12 @@ def bind(
     grid: Grid,
     beside: Tensor | None = None,
     controls: Sequence[Control] = (),
+    pictures: Sequence[ImagePrompt] = (),
 ) -> Denoise:
     """Return denoise(x, sigma) for a batch of jobs that share a grid.
 
     beside: (1, K, h, w) channels that the network reads behind x_t. controls: networks that steer it.
+    pictures: image prompts.
 
     Raises:
         UsageError: an unknown prompt syntax.
@@ -97,7 +101,8 @@ def bind(
 
     def segment(step: int) -> Denoise:
         """Bind the texts and controls of one step."""
-        reading = with_controls(denoiser, [control for control in controls if control.active(step, grid.steps)])
+        active = [control for control in controls if control.active(step, grid.steps)]
+        reading = with_controls(with_pictures(denoiser, pipeline.denoiser.network, pictures), active)
         if beside is not None and not by_image:
             reading = with_channels(reading, beside)
         conds = [
@@ -105,6 +110,9 @@ def bind(
             for i in range(weights.shape[1])
         ]
         uncond = _encode(pipeline, jobs, [part.at(step) for part in negatives], negative=True) if unconditional else None
+        if pictures:
+            conds = [_shown(cond, True) for cond in conds]
+            uncond = None if uncond is None else _shown(uncond, False)
         return guide(
             reading,
             conds,
@@ -191,6 +199,11 @@ def _encode(
         [size_vector(pipeline.spec, job.width, job.height, negative=negative) for job in jobs]
     ).to(cond.vector)
     return Conditioning(cond.context, torch.cat([cond.vector, ids], dim=1))
+
+
+def _shown(cond: Conditioning, pictured: bool) -> Conditioning:
+    """Return the conditioning of rows that are shown the image prompts, or not."""
+    return replace(cond, pictured=torch.full((len(cond),), pictured, device=cond.context.device))
 
 
 def _zeros(row: Conditioning) -> Conditioning:

@@ -1,9 +1,10 @@
-"""ControlNets beside the network: pictures that say where things are, each with a weight and a part of the
-steps.
+"""ControlNets and T2I-Adapters beside the network: pictures that say where things are, each with a weight and
+a part of the steps.
 
-    F(x_t, time, text) -> F(x_t, time, text, sum_i w_i control_i(x_t, time, text, picture_i))
+    F(x_t, time, text) -> F(x_t, time, text, sum_i w_i control_i(x_t, time, text, picture_i), sum_j w_j features_j)
 
-The picture goes through its own layers once a run, not once a step; a control that is over costs nothing.
+The picture goes through its own layers once a run, not once a step; a control that is over costs nothing. Of an
+adapter that is all there is.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ if TYPE_CHECKING:
 class Control:
     """A network that steers another.
 
-    hint: (1, C, h, w) of ControlNet.hint. start, end: fractions of the steps, 0 = first.
+    hint: (1, C, h, w) of ControlNet.hint. start, end: fractions of the steps, 0 = first. features: of a
+    T2I-Adapter, which has neither network nor hint at the steps.
     """
 
-    network: ControlNet
-    hint: Tensor
+    network: ControlNet | None
+    hint: Tensor | None
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    features: tuple[Tensor, ...] = ()
 
     def active(self, step: int, steps: int) -> bool:
         """Tell whether it acts at a step, counted from 1."""
@@ -44,18 +47,25 @@ class Control:
 
 @torch.inference_mode()
 def load(pipeline: Pipeline, file: ControlFile) -> Control:
-    """Load a ControlNet beside a pipeline's network, and show it its picture.
+    """Load a control beside a pipeline's network, and show it its picture. What was loaded is kept: the lines of a
+    batch share it.
 
     Raises:
-        ModelError: no ControlNet, or one for another family.
+        ModelError: no control, or one for another family.
     """
-    from ddgen.weights.control import load_control
+    from ddgen.nets.t2i_adapter import T2IAdapter
+    from ddgen.weights.control import control_part, is_adapter, load_adapter, load_control
 
     arch = pipeline.spec.arch
-    config = replace(arch.unet, in_channels=arch.first_stage.channels, guidance_dim=0)
     dtype = pipeline.denoiser.dtype or torch.float32
-    network = load_control(file.path, config, dtype, pipeline.device)
+    if file.path not in pipeline.controls:
+        config = replace(arch.unet, in_channels=arch.first_stage.channels, guidance_dim=0)
+        read = load_adapter if is_adapter(control_part(file.path)) else load_control
+        pipeline.controls[file.path] = read(file.path, config, dtype, pipeline.device)
+    network = pipeline.controls[file.path]
     picture = torch.tensor(file.picture).permute(2, 0, 1)[None].to(pipeline.device, dtype) / 255
+    if isinstance(network, T2IAdapter):
+        return Control(None, None, file.weight, file.start, file.end, tuple(network(picture)))
     return Control(network, network.hint(picture), file.weight, file.start, file.end)
 
 
@@ -79,13 +89,21 @@ def with_controls(denoiser: Denoiser, controls: Sequence[Control]) -> Denoiser:
         x: Tensor, time: Tensor, context: Tensor, vector: Tensor | None = None, **named: Tensor
     ) -> Tensor:
         total: list[Tensor] | None = None
+        features: list[Tensor] | None = None
         for control in controls:
+            if control.network is None or control.hint is None:
+                added = [control.weight * part.to(x) for part in control.features]
+                features = _sum(features, added)
+                continue
             latents = x[:, : control.network.config.in_channels]  # a mask behind them is the U-Net's alone
             added = control.network(latents, time, context, vector, control.hint.to(x))
-            added = [control.weight * part for part in added]
-            total = added if total is None else [a + b for a, b in zip(total, added, strict=True)]
-        return network(x, time, context, vector, control=total, **named)  # type: ignore[call-arg]
+            total = _sum(total, [control.weight * part for part in added])
+        return network(x, time, context, vector, control=total, features=features, **named)  # type: ignore[call-arg]
 
     bound = copy.copy(denoiser)
     bound.network = steered  # type: ignore[assignment]
     return bound
+
+
+def _sum(total: list[Tensor] | None, added: list[Tensor]) -> list[Tensor]:
+    return added if total is None else [a + b for a, b in zip(total, added, strict=True)]

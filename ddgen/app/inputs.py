@@ -163,6 +163,8 @@ def _check(inputs: Inputs, request: Request, spec: Spec) -> None:
     if "init" not in said and said != {"control"}:
         name = next(name for name in NAMES if name in said and name != "control")
         raise UsageError(f"'{name}' needs 'init'", 'name a picture: "init": "in.png"', id="usage.inputs")
+    if "init" in said and request.transparent:
+        raise UsageError("'init' and 'transparent' do not go together", "drop one of them", id="usage.inputs")
     if "mask" in said:
         against = said & {"control", "fit", "image_guidance"}
         against |= {name for name in ("width", "height") if getattr(request, name) is not None}

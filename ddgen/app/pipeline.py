@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddgen.app import edit as editing
 from ddgen.app import plan
 from ddgen.app.conditions import Encodings, TextEncoder, bind
 from ddgen.app.memory import fit_decoding
 from ddgen.app.control import Control
+from ddgen.app.image_prompt import ImagePrompt
 from ddgen.app.refine import cut, hand_over
 from ddgen.app.verbs import Source
 from ddgen.diffusion.denoiser import Denoise, Denoiser
@@ -73,6 +75,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self.encodings = Encodings(self.text)
+        self.controls: dict[Path, nn.Module] = {}
 
     @classmethod
     def load(
@@ -114,19 +117,20 @@ def run(
     source: Source | None = None,
     on_start: OnStart | None = None,
     controls: Sequence[Control] = (),
+    pictures: Sequence[ImagePrompt] = (),
 ) -> list[np.ndarray]:
     """Make one picture per job in one tensor batch: (H, W, 3) uint8 arrays, (H, W, 4) for transparent ones, in order.
 
     Jobs must agree in size, edit, tile and in all that shapes the grid (sampler, spacing, steps, sigmas, eta, rescale, interval);
     prompt, seed, variation and guidance may differ. source: the picture that jobs with an `edit` work on.
-    controls: networks that steer the model's.
+    controls: networks that steer the model's. pictures: image prompts.
 
     Raises:
         NumericsError: a picture came out non-finite; nothing of the batch is returned.
     """
     networks = [part.denoiser.network for part in (pipeline, pipeline.refiner) if part is not None]
     with seamless([*networks, pipeline.first_stage], jobs[0].tile):
-        latents = sample(pipeline, jobs, on_step, source, on_start, controls)
+        latents = sample(pipeline, jobs, on_step, source, on_start, controls, pictures)
         fit_decoding(pipeline.first_stage, jobs[0].height, jobs[0].width, pipeline.device)
         pixels = pipeline.first_stage.decode(latents)
     bad = [str(job.seed) for job, image in zip(jobs, pixels, strict=True) if not torch.isfinite(image).all()]
@@ -150,6 +154,7 @@ def sample(
     source: Source | None = None,
     on_start: OnStart | None = None,
     controls: Sequence[Control] = (),
+    pictures: Sequence[ImagePrompt] = (),
 ) -> Tensor:
     """Return the clean latents of a batch of jobs: (B, C, H / f, W / f) float32."""
     job, arch = jobs[0], pipeline.spec.arch
@@ -161,7 +166,7 @@ def sample(
     grid = editing.later(grid, job.edit)
     begun = editing.begin(pipeline, source, job.width, job.height)
     beside = None if begun is None else begun.beside
-    denoise = editing.wrap(begun, jobs, bind(pipeline, jobs, grid, beside, controls), arch)
+    denoise = editing.wrap(begun, jobs, bind(pipeline, jobs, grid, beside, controls, pictures), arch)
     shape = (arch.first_stage.channels, job.height // arch.first_stage.factor, job.width // arch.first_stage.factor)
     noise = make_noise(job.rng, [job.seed for job in jobs], shape, pipeline.device)
     eps = varied(jobs, noise.initial(), shape)

@@ -23,6 +23,7 @@ from ddgen.weights.spec import Spec
 if TYPE_CHECKING:
     from ddgen.app.canvas import Mask, Weight
     from ddgen.app.control import Control
+    from ddgen.app.image_prompt import ImagePrompt
     from ddgen.app.pipeline import OnStep, Pipeline
     from ddgen.io.images import Pixels
 
@@ -103,37 +104,65 @@ class ControlFile:
     end: float
 
 
-def whole(image: "Pixels | None", controls: Sequence[ControlFile] = ()) -> Draw:
-    """Return what makes pictures from one at the jobs' size, or from none, steered by controls."""
+@dataclass(frozen=True)
+class PromptPicture:
+    """A picture as a prompt, of any size: the IP-Adapter that reads it, the folder of the tower that sees it."""
+
+    adapter: Path
+    tower: Path
+    picture: "Pixels"
+    weight: float
+
+
+def whole(
+    image: "Pixels | None", controls: Sequence[ControlFile] = (), pictures: Sequence[PromptPicture] = ()
+) -> Draw:
+    """Return what makes pictures from one at the jobs' size, or from none, steered by controls and image
+    prompts."""
     loaded: list[Control] = []
+    shown: list[ImagePrompt] = []
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
         from ddgen.app.pipeline import run
 
         source = None if image is None else Source(image)
-        if not controls:
+        if not controls and not pictures:
             return run(pipeline, jobs, on_step, source)
-        from ddgen.app.control import load
+        from ddgen.app import control, image_prompt
 
-        if not loaded:
-            loaded.extend(load(pipeline, file) for file in controls)
-        return run(pipeline, jobs, on_step, source, controls=loaded)
+        if not loaded and not shown:
+            loaded.extend(control.load(pipeline, file) for file in controls)
+            shown.extend(image_prompt.load(pipeline, pictures) if pictures else ())
+        return run(pipeline, jobs, on_step, source, controls=loaded, pictures=shown)
 
     return draw
 
 
-def enlarged(image: "Pixels", width: int, height: int) -> Draw:
+def enlarged(
+    image: "Pixels", width: int, height: int, upscaler: Path | None = None, original: "Pixels | None" = None
+) -> Draw:
     """Return what makes pictures from one at the jobs' size, near width x height; the first stage too works
-    in tiles."""
-    inner = whole(image)
+    in tiles.
+
+    upscaler: a network that makes that one from the original.
+    """
+    found: list[Draw] = [] if upscaler is not None else [whole(image)]
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
         from ddgen.nets.tiling import Tiling
 
+        if not found:
+            from ddgen.app import upscaler as upscalers
+
+            assert upscaler is not None and original is not None
+            network = upscalers.load(upscaler, pipeline.device)
+            found.append(whole(upscalers.enlarged(network, original, jobs[0].width, jobs[0].height)))
+
         stage = pipeline.first_stage
         if hasattr(stage, "tiling") and jobs[0].edit is not None and jobs[0].edit.window:
-            stage.tiling = Tiling()
-        return [canvas.resize(made, width, height) for made in inner(pipeline, jobs, on_step)]
+            cells = jobs[0].edit.window // pipeline.spec.arch.first_stage.factor
+            stage.tiling = Tiling(cells, cells // 4)
+        return [canvas.resize(made, width, height) for made in found[0](pipeline, jobs, on_step)]
 
     return draw
 

@@ -44,6 +44,9 @@ def edit(
     image_guidance: editing.ImageGuidance = None,
     control: flags.Control = None,
     control_model: flags.ControlModel = None,
+    image_prompt: flags.ImagePrompt = None,
+    image_prompt_model: flags.ImagePromptModel = None,
+    image_encoder: flags.ImageEncoder = None,
 ) -> None:
     """Change a picture by a prompt.
 
@@ -67,9 +70,10 @@ def edit(
     record = Edit("edit", canvas.digest(fitted), "", share, guided)
     jobs = [replace(job, edit=record) for job in jobs]
     files: list[verbs.ControlFile] = []
-    if control or control_model:
+    pictures: list[verbs.PromptPicture] = []
+    if any((control, control_model, image_prompt, image_prompt_model, image_encoder)):
         from ddgen.cli import controls
 
-        jobs, files = controls.prepare(control or (), control_model or (), jobs)
+        jobs, files, pictures = controls.prepare(context.params, jobs)
     editing.warn_of_alpha(picture)
-    sample.deliver(context, values, spec, request, jobs, verbs.whole(fitted, files), verbs.steps_of(jobs))
+    sample.deliver(context, values, spec, request, jobs, verbs.whole(fitted, files, pictures), verbs.steps_of(jobs))

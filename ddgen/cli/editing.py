@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from ddgen.io.images import Pixels
 
 EDITING = "Editing"
-SAMPLE_ALONE = ("filmstrip", "filmstrip_steps", "transparent", "control", "control_model")
+SAMPLE_ALONE = (
+    "filmstrip", "filmstrip_steps", "transparent", "control", "control_model", "image_prompt", "image_prompt_model",
+    "image_encoder",
+)  # fmt: skip
 
 Image = Annotated[
     str,

@@ -205,7 +205,20 @@ Control = Annotated[
     ),
 ]
 ControlModel = Annotated[
-    list[str] | None, value(MODEL, "FILE", "The ControlNet of each --control, in order.", "--control-model")
+    list[str] | None,
+    value(MODEL, "FILE", "The ControlNet or T2I-Adapter of each --control, in order.", "--control-model"),
+]
+ImagePrompt = Annotated[
+    list[str] | None,
+    value(MODEL, "FILE[:W]", "A picture beside the prompt, as fox.png:0.6; may be given again.", "--image-prompt"),
+]
+ImagePromptModel = Annotated[
+    list[str] | None,
+    value(MODEL, "FILE", "The IP-Adapter of the image prompts, or of each.", "--image-prompt-model"),
+]
+ImageEncoder = Annotated[
+    str | None,
+    value(MODEL, "DIR", "The CLIP vision tower that it reads by. [image_encoder beside it]", "--image-encoder"),
 ]
 Device = Annotated[str | None, value(MODEL, "NAME", "cpu, cuda, cuda:1, mps. [auto]", "--device")]
 Dtype = Annotated[str | None, value(MODEL, "NAME", "float32, bfloat16, float16. [auto]", "--dtype")]

@@ -64,6 +64,16 @@ Crop = Annotated[
     ),
 ]
 
+Padding = Annotated[
+    str | None,
+    value(
+        EDITING,
+        "PIXELS",
+        "How much around the mask --mask-crop looks at. [half its larger side, at least 16]",
+        "--mask-padding",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Declare the command."""
@@ -81,6 +91,7 @@ def inpaint(
     mask_grow: Grow = None,
     mask_blur: Blur = None,
     mask_crop: Crop = False,
+    mask_padding: Padding = None,
     strength: editing.Strength = None,
 ) -> None:
     """Make a part of a picture anew; outside the mask every pixel comes back bit for bit.
@@ -91,13 +102,16 @@ def inpaint(
     grow = editing.pixels_of("--mask-grow", mask_grow, 0, -512, 512)
     blur = editing.pixels_of("--mask-blur", mask_blur, 4, 0, 256)
     share = editing.strength_of(strength, None)
+    if mask_padding is not None and not mask_crop:
+        raise UsageError("--mask-padding needs --mask-crop", "add it", id="usage.mask")
+    padding = None if mask_padding is None else editing.pixels_of("--mask-padding", mask_padding, 0, 0, 4096)
     if verbs.reads(spec.arch) == "image":
         editing.refuse_special_inputs(spec, "inpaint")
     picture = editing.read_picture(image, prompts)
     area = canvas.grown(read_mask(picture, mask, box) != mask_invert, grow)
     texts = editing.words(context, values, picture, 'ddgen inpaint IMAGE "a red apple" --box 64,40,48,48')
     width, height = picture.size
-    place = canvas.crop_box(area) if mask_crop and area.any() else (0, 0, width, height)
+    place = canvas.crop_box(area, padding) if mask_crop and area.any() else (0, 0, width, height)
     frame = canvas.Frame(place, *canvas.work_size(spec, place[2] - place[0], place[3] - place[1]))
     record = Edit("inpaint", canvas.digest(picture.pixels), canvas.digest(area), share)
     request = sample.make_request(values, texts, spec, None, None)

@@ -80,6 +80,9 @@ def sample(
     refiner_start: flags.RefinerStart = None,
     control: flags.Control = None,
     control_model: flags.ControlModel = None,
+    image_prompt: flags.ImagePrompt = None,
+    image_prompt_model: flags.ImagePromptModel = None,
+    image_encoder: flags.ImageEncoder = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     offload: flags.Offload = None,
@@ -119,14 +122,15 @@ def sample(
         from ddgen.cli import filming
 
         draw = filming.prepare(filmstrip, filmstrip_steps, jobs, values, force=force)
-    if control or control_model:
+    if any((control, control_model, image_prompt, image_prompt_model, image_encoder)):
         from ddgen.app import verbs
         from ddgen.cli import controls
 
         if draw is not None:
-            raise UsageError("--filmstrip does not go with --control", "drop one of them", id="usage.control")
-        jobs, files = controls.prepare(control or (), control_model or (), jobs)
-        draw = verbs.whole(None, files)
+            other = "--control" if control or control_model else "--image-prompt"
+            raise UsageError(f"--filmstrip does not go with {other}", "drop one of them", id="usage.control")
+        jobs, files, pictures = controls.prepare(context.params, jobs)
+        draw = verbs.whole(None, files, pictures)
     deliver(context, values, spec, request, jobs, draw=draw)
 
 

@@ -2,7 +2,9 @@
 windows."""
 
 import re
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,13 +12,19 @@ from ddgen.app import canvas, plan, verbs
 from ddgen.cli import editing, flags, sample
 from ddgen.cli.editing import EDITING
 from ddgen.cli.flags import value
-from ddgen.errors import UsageError
-from ddgen.request import Edit
+from ddgen.errors import ModelError, UsageError
+from ddgen.request import Edit, Steer
+from ddgen.weights.digest import digest
 from ddgen.weights.spec import Spec
+from ddgen.weights.unpickle import read_weights_header
+
+if TYPE_CHECKING:
+    from ddgen.io.images import Pixels
 
 EXAMPLES = """Examples:
   ddgen upscale apple.png
   ddgen upscale photo.jpg "a harbour, sharp" --by 4 --strength 0.3
+  ddgen upscale photo.jpg "a harbour" --by 4 --upscaler 4x-UltraSharp.pth --strength 0.2
 """
 
 By = Annotated[
@@ -33,6 +41,11 @@ Window = Annotated[
     ),
 ]
 
+Upscaler = Annotated[
+    str | None,
+    value(EDITING, "FILE", "An ESRGAN-type network that enlarges, in place of Lanczos.", "--upscaler"),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Declare the command."""
@@ -47,6 +60,7 @@ def upscale(
     by: By = None,
     strength: editing.Strength = None,
     window: Window = None,
+    upscaler: Upscaler = None,
 ) -> None:
     """Make a picture larger and draw its detail anew.
 
@@ -71,16 +85,35 @@ def upscale(
     )
     request = sample.make_request(values, texts, spec, None, None)
     request, jobs = editing.plan_jobs(request, spec, record, width, height)
+    if upscaler is not None:
+        jobs = [replace(job, controls=(record_upscaler(upscaler, picture.pixels),)) for job in jobs]
     editing.warn_of_alpha(picture)
+    network = None if upscaler is None else Path(upscaler)
     sample.deliver(
         context,
         values,
         spec,
         request,
         jobs,
-        verbs.enlarged(fitted, wide, high),
+        verbs.enlarged(fitted, wide, high, network, picture.pixels),
         verbs.steps_of(jobs),
     )
+
+
+def record_upscaler(path: str, pixels: "Pixels") -> Steer:
+    """Return what a job says of the network that enlarges.
+
+    Raises:
+        ModelError: a file that holds no weights; spandrel is not installed.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("spandrel") is None:
+        raise ModelError(
+            "--upscaler needs spandrel", "install it: pip install 'ddgen[upscale]'", id="model.upscaler"
+        )
+    read_weights_header(Path(path))
+    return Steer("upscaler", canvas.digest(pixels), digest(Path(path)))
 
 
 def enlarged_size(by: str | None, width: int, height: int) -> tuple[int, int]:

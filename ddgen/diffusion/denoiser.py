@@ -83,7 +83,8 @@ class Denoiser:
         c_skip, c_out, c_in = self.coefficients(sigma)
         dtype = x.dtype if self.dtype is None else self.dtype
         vector = None if cond.vector is None else cond.vector.to(dtype)
-        output = self.network((c_in * x).to(dtype), time, cond.context.to(dtype), vector)
+        named = {} if cond.pictured is None else {"pictured": cond.pictured}
+        output = self.network((c_in * x).to(dtype), time, cond.context.to(dtype), vector, **named)
         return c_skip * x + c_out * output.to(x.dtype)
 
 

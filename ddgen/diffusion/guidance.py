@@ -163,7 +163,11 @@ def join(*conditionings: Conditioning) -> Conditioning:
         [c.context.repeat(1, length // c.context.shape[1], 1) for c in conditionings]
     )  # (sum of B, 77k, D)
     vectors = [c.vector for c in conditionings if c.vector is not None]
-    return Conditioning(context, torch.cat(vectors) if len(vectors) == len(conditionings) else None)
+    pictured = [c.pictured for c in conditionings if c.pictured is not None]
+    vector, shown = (
+        torch.cat(rows) if len(rows) == len(conditionings) else None for rows in (vectors, pictured)
+    )
+    return Conditioning(context, vector, shown)
 
 
 def interval_from_steps(sigmas: tuple[float, ...], low: float, high: float) -> tuple[float, float]:

@@ -104,3 +104,23 @@ class TinyConfig:
 
 
 FirstStageConfig = KLConfig | PatchConfig | TinyConfig
+
+HEAD = 64  # channels of a resampler's head
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """What makes tokens of a picture for a U-Net (nets/image_tokens.py). kind: "plain", "plus" or "full".
+
+    seen: width of what the tower gives. width: of a token, as the U-Net reads it. tokens: how many (0: as
+    many as states). inner, heads, depth: of the resampler; feed: width inside its MLPs.
+    """
+
+    kind: str
+    seen: int
+    width: int
+    tokens: int = 4
+    inner: int = 0
+    heads: int = 0
+    depth: int = 0
+    feed: int = 0

@@ -95,6 +95,7 @@ class UNet(nn.Module):
         vector: Tensor | None = None,
         guidance: Tensor | None = None,
         control: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Return F(x_t, time, context), shaped like x_t with out_channels.
 
@@ -102,17 +103,21 @@ class UNet(nn.Module):
         vector: (B, vector_dim), for networks that take one.
         guidance: (B,) scale w, for networks distilled with it.
         control: what is added to the skips, in order, and last to the middle.
+        features: what is added on the way down, one a level (nets/t2i_adapter.py), and then to the middle.
         """
         embedding = self._embed(time, vector, guidance, x.dtype)
         if self.config.position_channels:
             grid = position_channels(*x.shape[-2:], device=x.device, dtype=x.dtype)
             x = torch.cat([x, grid.expand(x.shape[0], -1, -1, -1)], dim=1)
 
+        added = {} if features is None else dict(zip(self.feature_places, features, strict=False))
         skips = []
-        for parts in self.input_blocks:
+        for index, parts in enumerate(self.input_blocks):
             x = run_parts(parts, x, embedding, context)
+            x = x + added[index] if index in added else x
             skips.append(x)
         x = run_parts(self.middle_block, x, embedding, context)
+        x = x + added[-1] if -1 in added else x
         if control is not None:
             skips = [skip + added for skip, added in zip(skips, control[:-1], strict=True)]
             x = x + control[-1]
@@ -120,6 +125,19 @@ class UNet(nn.Module):
             x = torch.cat([x, skips.pop()], dim=1)
             x = run_parts(parts, x, embedding, context, size=skips[-1].shape[-2:] if skips else None)
         return self.out(x)
+
+    @property
+    def feature_places(self) -> list[int]:
+        """Return the input blocks behind which features are added: a level's last with attention; where it has
+        none, the level's last of all. -1 is the middle."""
+        places, index = [], 0
+        levels = self.config.down_depth
+        for level, depths in enumerate(levels):
+            index += len(depths)
+            ends = level < len(levels) - 1  # a level but the last ends with a Downsample
+            places.append(index + 1 if ends and not any(depths) else index)
+            index += ends
+        return [*places, -1]
 
     def _embed(
         self, time: Tensor, vector: Tensor | None, guidance: Tensor | None, dtype: torch.dtype
