@@ -108,5 +108,21 @@ def test_readme_shows_the_last_results() -> None:
     assert {row.name for row in from_json(path.read_text())[1]} <= set(ROWS)
 
 
+def test_the_random_checkpoint_is_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from small import sparse
+
+    from bench import warmth
+    from ddgen.weights import checkpoint
+
+    def write(path: Path, plan: dict[str, tuple[object, tuple[int, ...]]], *_: object) -> None:
+        sparse(path, {name: shape for name, (_, shape) in plan.items()})
+
+    monkeypatch.setattr(checkpoint, "write_file", write)
+    warmth.write_checkpoint(tmp_path / "sd15.safetensors")
+    found = checkpoint.open_checkpoint(tmp_path / "sd15.safetensors")
+    assert found.arch is not None and found.arch.name == "SD15"
+    assert set(found.parts) == {"unet", "first_stage", "text.0"} and found.unknown == ()
+
+
 def test_long_rows_are_rows() -> None:
     assert set(LONG) < set(ROWS)

@@ -89,6 +89,9 @@ def end_starting(lock: str) -> int | None:
         if os.path.exists(socket) or not pid.isdigit():
             return None
         os.kill(int(pid), signal.SIGTERM)
+        fcntl.flock(held, fcntl.LOCK_EX)  # it lets go when it has ended
+        if os.path.lexists(lock):
+            os.unlink(lock)
         return int(pid)
     finally:
         os.close(held)
