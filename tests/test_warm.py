@@ -54,7 +54,7 @@ class Warm(Place):
     def begin(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
         return self.start(*arguments, XDG_RUNTIME_DIR=str(self.runtime), **variables)
 
-    def leave(self, keep: str = "60s", fake: bool = True, **variables: str) -> None:
+    def leave(self, keep: str = "30m", fake: bool = True, **variables: str) -> None:
         """Have a first call leave a worker, and wait until it takes calls."""
         done = self.call("sample", "x", "--seed", "1", "-q", "-f", "--steps", "1", "--keep-alive", keep, fake=fake, **variables)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -327,7 +327,7 @@ def test_stop_lets_calls_end(warm: Warm) -> None:
 
 
 def test_stop_ends_one_that_is_starting_or_dead(place: Warm) -> None:
-    assert place.call("sample", "x", "-q", "--keep-alive", "60s").returncode == 0
+    assert place.call("sample", "x", "-q", "--keep-alive", "30m").returncode == 0
     until(lambda: [path for path in place.folder.glob("*.lock") if path.read_text().isdigit()])
     (lock,) = place.folder.glob("*.lock")
     pid = int(lock.read_text())
@@ -339,13 +339,13 @@ def test_stop_ends_one_that_is_starting_or_dead(place: Warm) -> None:
 
 
 def test_a_call_says_how_long(warm: Warm) -> None:
-    assert warm.status()["keep"] == 60
+    assert warm.status()["keep"] == 1800
     warm.call("sample", "x", "-q", "--keep-alive", "1h")
     until(lambda: warm.status()["keep"] == 3600)
-    warm.call("sample", "x", "-q", "--keep-alive", "60s")
-    until(lambda: warm.status()["keep"] == 60)
+    warm.call("sample", "x", "-q", "--keep-alive", "30m")
+    until(lambda: warm.status()["keep"] == 1800)
     shown = warm.call("warm", "status").stdout.decode()
-    assert re.fullmatch(r"pid \d+: no model yet; \d+ calls, 0 running; stays \d+ s of 60 s\n", shown)
+    assert re.fullmatch(r"pid \d+: no model yet; \d+ calls, 0 running; stays \d+ s of 1800 s\n", shown)
     (line,) = warm.call("warm", "status", "--json").stdout.splitlines()
     assert json.loads(line)["type"] == "worker"
 
@@ -466,7 +466,7 @@ def test_a_real_model_is_not_loaded_again(place: Warm) -> None:
     model = place.path / "model.safetensors"
     shutil.copy(registry.find(None).source.path or "", model)  # not the packaged one: it is touched below
     asked = ("sample", "a red apple", "--seed", "7", "--steps", "2", "-q", "-m", str(model))
-    first = place.call(*asked, "--keep-alive", "60s", fake=False, OMP_NUM_THREADS="2")
+    first = place.call(*asked, "--keep-alive", "30m", fake=False, OMP_NUM_THREADS="2")
     assert first.returncode == 0, first.stderr
     until(lambda: place.sockets())
     assert place.status()["models"] == ["model.safetensors"]
