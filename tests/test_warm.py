@@ -82,7 +82,7 @@ class Warm(Place):
         until(lambda: not self.folder.exists() or not list(self.folder.iterdir()))
 
 
-def until(done: object, seconds: float = 60.0) -> None:
+def until(done: object, seconds: float = 120.0) -> None:
     """Wait until `done()` is true."""
     end = time.monotonic() + seconds
     while not done():  # type: ignore[operator]
