@@ -11,6 +11,7 @@ arXiv 2511.13720).
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,7 @@ SHOWN = (
 )
 """Prompts of the pictures that grow while it trains; the four pairings that were held out first follow."""
 SEEDS = (0, 1, 2, 3)
+ENLARGED = 4  # times, on the sheets
 
 
 def prepare(out: Path, settings: Settings = SETTINGS, device: str = "auto") -> Trainer:
@@ -141,6 +143,15 @@ def prompts() -> list[str]:
     return [*SHOWN, *(shapes.name(*pairing) for pairing in shapes.HELD_OUT[: len(SHOWN)])]
 
 
+def write_sheet(pipeline: Pipeline, path: Path, asked: Sequence[str]) -> list[shapes.Pixels]:
+    """Write the pictures of some prompts, large enough for their labels, as one PNG; return them."""
+    pictures = sheet.draw(pipeline, asked, SEEDS)
+    enlarged = [images.enlarge(picture, ENLARGED) for picture in pictures]
+    labels = [str(seed) for seed in SEEDS] * len(asked)
+    files.publish(path, images.encode(images.contact_sheet(enlarged, asked, labels)), force=True)
+    return pictures
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the judge says of a held-out pairing. right: of `asked` pictures, those with its colour and shape."""
@@ -153,11 +164,7 @@ class Verdict:
 def examine(pipeline: Pipeline, out: Path) -> list[Verdict]:
     """Draw the held-out pairings, write them as DIR/samples/held-out.png, and judge them."""
     asked = [shapes.name(*pairing) for pairing in shapes.HELD_OUT]
-    pictures = sheet.draw(pipeline, asked, SEEDS)
-    labels = [str(seed) for seed in SEEDS] * len(asked)
-    enlarged = [images.enlarge(picture, 4) for picture in pictures]
-    drawn = images.encode(images.contact_sheet(enlarged, asked, labels))
-    files.publish(out / runfiles.SAMPLES / HELD_OUT, drawn, force=True)
+    pictures = write_sheet(pipeline, out / runfiles.SAMPLES / HELD_OUT, asked)
     found = []
     for row, pairing in enumerate(shapes.HELD_OUT):
         own = pictures[row * len(SEEDS) : (row + 1) * len(SEEDS)]

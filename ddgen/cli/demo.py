@@ -69,7 +69,6 @@ def demo(
     """Train the demo's model in a directory, show how it goes, and draw what it was never shown."""
     from ddgen.app import demo as story
     from ddgen.app import runfiles
-    from ddgen.app.sheet import sheet
 
     chosen = {"steps": steps, "minutes": minutes, "seed": seed}
     settings = dataclasses.replace(story.SETTINGS, **{k: v for k, v in chosen.items() if v is not None})
@@ -90,8 +89,7 @@ def demo(
     if screen is not None:
         screen.tell(trainer.step, None, trainer.seconds, story.grow(sampler))
         screen.leave()
-    drawn = sheet(sampler, asked[: len(story.SHOWN)], story.SEEDS)
-    files.publish(out / runfiles.SAMPLES / "shown.png", drawn, force=True)
+    story.write_sheet(sampler, out / runfiles.SAMPLES / "shown.png", story.SHOWN)
     verdicts = story.examine(sampler, out)
     console.say("ddgen: pairings that were never shown, and how many pictures have their shape and colour:")
     for verdict in verdicts:
