@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = Path(__file__).with_name("parity.md")
 FILES = (
     "test_unet test_vae test_taesd test_clip test_samplers_diffusers test_convert test_parity_pipelines"
-    " test_edit_parity test_control test_lora_referees test_lora test_full_size"
+    " test_edit_parity test_control test_adapters_parity test_lora_referees test_lora test_full_size"
 )
 WHICH = "equal or diffusers or transformers or formula or refiner_takes_over or full_size"
 FORM = ("-o", "junit_family=xunit1")  # the later one has no place for what single tests tell

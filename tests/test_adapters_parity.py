@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import T2IAdapter as TheirAdapter
 from diffusers import UNet2DConditionModel
-from referees import redraw, unet_state
+from referees import Record, redraw, unet_state
 from safetensors.torch import save_file
 from test_parity_pipelines import (
     FAMILIES,
@@ -151,7 +151,7 @@ def features_of(pipeline: Pipeline, config: AdapterConfig, count: int) -> tuple[
 
 @pytest.mark.parametrize(("name", "count"), [("sd1 ddim", 1), ("sd1 ddim", 2), ("sdxl euler", 1)])
 def test_adapters_equal_diffusers(
-    name: str, count: int, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, count: int, vocabulary: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     family, (place, config) = FAMILIES[name], T2I[name]
     ours = build(family)
@@ -178,7 +178,7 @@ def test_adapters_equal_diffusers(
             return (sample(ours, jobs_of(family, ours), controls=used) - expected).abs().max().item()
 
     found = difference(controls)
-    print(f"T2I-Adapter {name}, {count}: {found:.2e}")
+    record_property("whole picture with T2I-Adapters, against diffusers", found)
     assert found < TOLERANCE
     first, *others = controls
     for mutated in (
@@ -281,7 +281,7 @@ IP_CASES = [("sd1 ddim", ["plain"]), ("sd1 ddim", ["plus"]), ("sd1 ddim", ["full
 
 @pytest.mark.parametrize(("name", "kinds"), IP_CASES, ids=lambda value: str(value))
 def test_image_prompts_equal_diffusers(
-    name: str, kinds: list[str], vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kinds: list[str], vocabulary: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     family = FAMILIES[name]
     ours = build(family)
@@ -316,7 +316,7 @@ def test_image_prompts_equal_diffusers(
             return (sample(ours, jobs_of(family, ours), pictures=used) - expected).abs().max().item()
 
     found = difference(prompts())
-    print(f"IP-Adapter {name}, {'+'.join(kinds)}: {found:.2e}")
+    record_property("whole picture with image prompts (IP-Adapter), against diffusers", found)
     assert found < TOLERANCE
     first, *others = prompts()
     mutations = [

