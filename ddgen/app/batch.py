@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from ddgen.app import plan
+from ddgen.app.contests import Contests
 from ddgen.app.ledger import FailedList, Ledger
 from ddgen.app.outcome import Made, Missed, Outcome
-from ddgen.app.tasks import Task, replayable
+from ddgen.app.tasks import Place, Task, replayable
 from ddgen.errors import BusyError, DdgenError, InputError, OutputError, ResourceError
 from ddgen.io import files
 from ddgen.io.lines import BadLine
@@ -70,13 +71,14 @@ class Tally:
 
 @dataclass(frozen=True)
 class Event:
-    """Something to tell. kind: "skip", "start", "image", "failed"."""
+    """Something to tell. kind: "skip", "start", "image", "drop" (not among the best), "failed"."""
 
     kind: str
     task: Task | None = None
     error: DdgenError | None = None
     seconds: float = 0.0
     data: bytes | None = None
+    score: float | None = None
     line: BadLine | None = None
 
 
@@ -99,6 +101,9 @@ class Batch:
     batch_size: int | None = None
     tally: Tally = field(default_factory=Tally)
 
+    def __post_init__(self) -> None:
+        self.contests = Contests(lambda place: look(place, thorough=self.thorough, marked=self.marked))
+
     def run(self, source: Source, runner: Runner) -> Tally:
         """Make what is missing.
 
@@ -108,10 +113,12 @@ class Batch:
         """
         try:
             for outcome in runner(self.groups(source)):
-                if isinstance(outcome, Made):
-                    self._keep(outcome)
-                else:
+                if isinstance(outcome, Missed):
                     self._miss(outcome)
+                if outcome.task.contest is not None:
+                    self._settle(outcome)
+                elif isinstance(outcome, Made):
+                    self._keep(outcome)
         finally:
             self.failures.finish()
         return self.tally
@@ -157,6 +164,12 @@ class Batch:
 
     def _to_do(self, task: Task) -> bool:
         state = look(task, thorough=self.thorough, marked=self.marked)
+        if task.contest is not None and state != "other":
+            if not self.contests.closed(task.contest):
+                return True
+            if state == "missing":
+                self.emit(Event("skip", task))
+                return False
         if state == "missing":
             return True
         if state == "other":
@@ -166,6 +179,15 @@ class Batch:
         self.tally.skipped += 1
         self.emit(Event("skip", task))
         return False
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Take an outcome of a contest; publish the winners when it was the last."""
+        winners, losers = self.contests.gather(outcome)
+        for made in winners:
+            self._keep(made)
+        for made in losers:
+            self.ledger.drop(made.task.id, made.score or 0.0)
+            self.emit(Event("drop", made.task, seconds=made.seconds))
 
     def _keep(self, made: Made) -> None:
         task = made.task
@@ -181,9 +203,10 @@ class Batch:
             seconds=round(made.seconds, 3),
             time=round(time.time()),
             seed=task.job.seed,
+            **({} if made.score is None else {"score": made.score}),
         )
         self.tally.saved += 1
-        self.emit(Event("image", task, seconds=made.seconds, data=made.data))
+        self.emit(Event("image", task, seconds=made.seconds, data=made.data, score=made.score))
 
     def _miss(self, missed: Missed) -> None:
         place = f"{missed.task.source} line {missed.task.line}: " if missed.task.line else ""
@@ -246,7 +269,7 @@ def auto_size(task: Task) -> int:
     return max(1, min(16, plan.AUTO_BATCH_PIXELS // (task.job.width * task.job.height)))
 
 
-def look(task: Task, *, thorough: bool = False, marked: bool = True) -> str:
+def look(task: Task | Place, *, thorough: bool = False, marked: bool = True) -> str:
     """Tell whether a task's picture is "done", "missing", or its name is held by something "other".
 
     marked: files carry ids; without (--metadata none) a whole file of the name counts.

@@ -1,7 +1,7 @@
 """The papers of a batch, all in its output directory: a lock, the run's seed, the ledger, the list of what
 failed. Torch-free.
 
-    ledger.jsonl   one line per finished picture, only ever appended to; a cache, the pictures themselves are
+    ledger.jsonl   one line per finished picture (and per one that `best` did not keep), only ever appended to; a cache, the pictures themselves are
     the truth
     failed.jsonl   what could not be made, a prompt file of its own; replaced whole when the run ends
     run.json       the run's seed, drawn once where --seed is not given
@@ -139,7 +139,18 @@ class Ledger:
         Raises:
             OutputError: the system refuses.
         """
-        record = {"schema": SCHEMA, "type": "image", "id": id, "file": file, **more}
+        self._write({"schema": SCHEMA, "type": "image", "id": id, "file": file, **more})
+        self.ids.add(bytes.fromhex(id))
+
+    def drop(self, id: str, score: float) -> None:
+        """Add a picture that was made and not kept, with its score.
+
+        Raises:
+            OutputError: the system refuses.
+        """
+        self._write({"schema": SCHEMA, "type": "dropped", "id": id, "score": score})
+
+    def _write(self, record: dict[str, object]) -> None:
         data = (b"\n" if self._torn else b"") + json.dumps(record).encode() + b"\n"
         self._torn = False
         try:
@@ -154,7 +165,6 @@ class Ledger:
                 os.close(descriptor)
         except OSError as error:
             raise _refused(self.path, error) from error
-        self.ids.add(bytes.fromhex(id))
 
 
 @dataclass

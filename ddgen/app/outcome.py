@@ -13,12 +13,13 @@ class Made:
     """A picture.
 
     data: the bytes of its file; None when the worker has put it in place already. seconds: its share of the
-    group's time.
+    group's time. score: how well it shows its prompt, where only the best are kept.
     """
 
     task: Task
     data: bytes | None
     seconds: float
+    score: float | None = None
 
 
 @dataclass(frozen=True)

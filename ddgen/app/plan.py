@@ -79,6 +79,18 @@ def check_prompt(prompt: str) -> None:
         )
 
 
+def check_keep(keep: int, of: int) -> None:
+    """Refuse to keep none, or more than are made.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if not 1 <= keep <= of:
+        pictures = "picture" if of == 1 else "pictures"
+        mend = f"make more with --num, as --num {max(4, 4 * keep)}"
+        raise UsageError(f"--best {keep} of {of} {pictures}", mend, id="usage.best")
+
+
 def smallest(spec: Spec) -> int:
     """Return the least side of a picture, in pixels: 64, or that of a model made for less."""
     return min(MIN_SIDE, spec.defaults.width, spec.defaults.height)

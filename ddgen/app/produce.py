@@ -6,7 +6,7 @@ Knows no network: what makes the pixels is given as a function, app/pipeline.run
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,19 @@ class Saving:
 
 
 @dataclass(frozen=True)
+class Pick:
+    """Keep the best of each prompt's pictures. keep, of: how many of how many; score: jobs and their pictures
+    -> a number each, higher is better."""
+
+    keep: int
+    of: int
+    score: "Callable[[Sequence[Job], Sequence[Pixels]], list[float]]"
+
+
+@dataclass(frozen=True)
 class Result:
-    """One picture made. path: None when it was not written; seconds: its share of the batch's time."""
+    """One picture made. path: None when it was not written; seconds: its share of the batch's time; score: where
+    the best are kept."""
 
     job: Job
     index: int
@@ -39,6 +50,7 @@ class Result:
     data: bytes
     pixels: "Pixels"
     seconds: float
+    score: float | None = None
 
     @property
     def sha256(self) -> str:
@@ -47,29 +59,50 @@ class Result:
 
 
 def produce(
-    batches: Iterable[Sequence[Job]], make: Make, names: Names | None, saving: Saving, origin: metadata.Origin
+    batches: Iterable[Sequence[Job]],
+    make: Make,
+    names: Names | None,
+    saving: Saving,
+    origin: metadata.Origin,
+    pick: Pick | None = None,
 ) -> Iterator[Result]:
     """Make the pictures of each batch and yield each after its file is safe; without `names` none is written.
+
+    pick: only the best of each prompt are written and yielded, the best first, once all of its pictures are made.
 
     Raises:
         OutputError: a file cannot be written.
         NumericsError: a picture came out non-finite.
     """
     index = 0
+    waiting: list[Result] = []  # not yet encoded
     for batch in batches:
         begun = time.monotonic()
         pictures = make(batch)
         each = (time.monotonic() - begun) / len(batch)
-        for job, pixels in zip(batch, pictures, strict=True):
+        scores = [None] * len(batch) if pick is None else pick.score(batch, pictures)
+        for job, pixels, score in zip(batch, pictures, scores, strict=True):
             index += 1
-            texts = metadata.describe(job, origin, saving.metadata)
-            data = images.encode(pixels, saving.format, saving.quality, texts)
-            path = (
-                None
-                if names is None
-                else publish(names, lambda job=job, index=index: names.path(job, index), data)
-            )
-            yield Result(job, index, path, data, pixels, each)
+            waiting.append(Result(job, index, None, b"", pixels, each, score))
+            if pick is not None and len(waiting) < pick.of:
+                continue
+            for result in waiting if pick is None else best(waiting, pick.keep):
+                yield _written(result, names, saving, origin)
+            waiting.clear()
+
+
+def best(results: Sequence[Result], keep: int) -> list[Result]:
+    """Return the `keep` results with the highest scores, the best first; of equal ones the earlier."""
+    assert all(result.score is not None for result in results)
+    return sorted(results, key=lambda result: (-result.score, result.index))[:keep]  # type: ignore[operator]
+
+
+def _written(result: Result, names: Names | None, saving: Saving, origin: metadata.Origin) -> Result:
+    """Return a result with its bytes, and its path if it has a name to go by."""
+    texts = metadata.describe(result.job, origin, saving.metadata, score=result.score)
+    data = images.encode(result.pixels, saving.format, saving.quality, texts)
+    path = None if names is None else publish(names, lambda: names.path(result.job, result.index), data)
+    return replace(result, path=path, data=data)
 
 
 def publish(names: Names, choose: Callable[[], Path], data: bytes) -> Path:

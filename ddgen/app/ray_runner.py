@@ -52,6 +52,7 @@ class ModelRecipe:
     quality: int
     metadata: str
     offload: str = "auto"
+    scorer: str = ""
 
     def build(self, threads: int) -> Render:
         """Load the pipeline on this worker.
@@ -79,7 +80,7 @@ class ModelRecipe:
                 "copy the same file there",
                 id="model.sha256",
             )
-        return Renderer(loaded, Saving(self.format, self.quality, self.metadata), self.text_backend)
+        return Renderer(loaded, Saving(self.format, self.quality, self.metadata), self.text_backend, scorer=self.scorer)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Worker:
             for outcome in self._render(group, lambda step, steps, images: None):
                 record: dict[str, Any] = {"place": places[outcome.task.id]}
                 if isinstance(outcome, Made):
-                    packed.append({**record, "seconds": outcome.seconds, "data": self._delivered(outcome)})
+                    packed.append({**record, "seconds": outcome.seconds, "data": self._delivered(outcome), "score": outcome.score})
                 else:
                     packed.append({**record, "error": _packed(outcome.error)})
         except DdgenError as error:
@@ -129,7 +130,7 @@ class Worker:
 
     def _delivered(self, made: Made) -> bytes | None:
         assert made.data is not None
-        if not self._shared:
+        if not self._shared or made.task.contest is not None:
             return made.data
         try:
             files.publish(made.task.path, made.data)
@@ -307,7 +308,7 @@ def _outcomes(group: Group, packed: list[dict[str, Any]]) -> Iterator[Outcome]:
         if "error" in record:
             yield Missed(task, _unpacked(record["error"]))
         else:
-            yield Made(task, record["data"], record["seconds"])
+            yield Made(task, record["data"], record["seconds"], record["score"])
 
 
 def _join(ray: Any, cluster: Cluster) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,15 +26,21 @@ from ddgen.errors import DdgenError, NumericsError, ResourceError
 from ddgen.io import images, metadata
 from ddgen.request import Job
 
+if TYPE_CHECKING:
+    from ddgen.app.scoring import Scores
+
 
 @dataclass
 class Renderer:
-    """Makes groups of tasks. limit: the largest group that is known to fit into memory."""
+    """Makes groups of tasks. limit: the largest group that is known to fit into memory; scorer: a CLIP's folder for
+    tasks of which the best are kept, "" = the embedded one, loaded when the first comes."""
 
     pipeline: Pipeline
     saving: Saving
     text_backend: str = "native"
     limit: int = 1 << 20
+    scorer: str = ""
+    _scores: "Scores | None" = field(default=None, repr=False)
 
     def __call__(self, tasks: Sequence[Task], on_step: OnStep) -> Iterator[Outcome]:
         """Yield the outcome of each task.
@@ -67,7 +74,8 @@ class Renderer:
                 continue
             each = (time.monotonic() - begun) / len(group)
             for task, picture in zip(group, pixels, strict=True):
-                yield Made(task, self._file(task, picture), each)
+                score = None if task.contest is None else self._score(task.job, picture)
+                yield Made(task, self._file(task, picture, score), each, score)
 
     def _run(self, group: Sequence[Task], on_step: OnStep) -> list[images.Pixels]:
         jobs, read = [task.job for task in group], group[0].inputs
@@ -79,8 +87,16 @@ class Renderer:
             return pipelines.run(self.pipeline, jobs, tell)
         return inputs.draw(read, jobs[0])(self.pipeline, jobs, tell)
 
-    def _file(self, task: Task, picture: images.Pixels) -> bytes:
-        texts = metadata.describe(task.job, self.origin(task.job), self.saving.metadata, task.id)
+    def _score(self, job: Job, picture: images.Pixels) -> float:
+        if self._scores is None:
+            from ddgen.app import scoring
+
+            self._scores = scoring.Scores(scoring.load(self.scorer or None))
+        (score,) = self._scores([job], [picture])
+        return score
+
+    def _file(self, task: Task, picture: images.Pixels, score: float | None) -> bytes:
+        texts = metadata.describe(task.job, self.origin(task.job), self.saving.metadata, task.id, score)
         return images.encode(picture, self.saving.format, self.saving.quality, texts)
 
     def origin(self, job: Job) -> metadata.Origin:

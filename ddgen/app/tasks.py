@@ -9,7 +9,7 @@ which ids have been.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,30 @@ _RIVALS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where the picture of a job id lies, or would."""
+
+    id: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Pictures of which only the best are kept: how many, and where each would lie."""
+
+    keep: int
+    places: tuple[Place, ...]
+
+    @property
+    def key(self) -> str:
+        """Return what tells it from the others of a run."""
+        return self.places[0].id
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """One picture to make: its job, the job's id, its path, the line it came from, the pictures it reads."""
+    """One picture to make: its job, the job's id, its path, the line it came from, the pictures it reads, the
+    contest that it is in."""
 
     job: Job
     id: str
@@ -45,6 +67,7 @@ class Task:
     source: str = ""
     line: int = 0
     inputs: Inputs | None = None
+    contest: Contest | None = None
 
 
 @dataclass
@@ -83,6 +106,8 @@ class Planner:
         """
         for settings in _product(self.base):
             prompt, settings = self._styled("a prompt", settings)
+            keep = settings.pop("best", 1)
+            plan.check_keep(keep, max(1, keep))
             plan.check_alpha([next(plan.plan(self._request(prompt, settings, 0), self.spec))], self.target.format)
 
     def tasks(self, line: PromptLine) -> Iterator[Task]:
@@ -110,9 +135,15 @@ class Planner:
             for combination in _product(settings):
                 styled, combination = self._styled(prompt, combination)
                 read, combination = inputs.take(combination, self.folder(line.source), self.models)
+                keep = combination.pop("best", None)
                 seed = derived_seed(self.run_seed, prompt, repeat)
                 request = self._request(styled, combination, seed)
                 found = plan.plan(request, self.spec) if read is None else inputs.jobs(read, request, self.spec)
+                if keep is not None:
+                    contenders = self._contest(list(found), line, read, keep)
+                    made += len(contenders)
+                    yield from contenders
+                    continue
                 for job in found:
                     made += 1
                     if made > MAX_TASKS_PER_LINE:
@@ -120,6 +151,18 @@ class Planner:
                     task = self._task(job, line, read)
                     if task is not None:
                         yield task
+
+    def _contest(self, jobs: list[Job], line: PromptLine, read: Inputs | None, keep: int) -> list[Task]:
+        """Return the tasks of one contest; all belong to one shard.
+
+        Raises:
+            UsageError: more to be kept than are made.
+        """
+        plan.check_keep(keep, len(jobs))
+        mine = self.shard.holds(self._count)
+        tasks = [task for job in jobs if (task := self._task(job, line, read, mine)) is not None]
+        contest = Contest(keep, tuple(Place(task.id, task.path) for task in tasks))
+        return [replace(task, contest=contest) for task in tasks]
 
     def _repeat(self, prompt: str) -> int:
         key = hash(prompt)
@@ -140,7 +183,10 @@ class Planner:
             values["seed"] = seed
         return Request(prompts=(prompt,), **values)
 
-    def _task(self, job: Job, line: PromptLine, read: Inputs | None) -> Task | None:
+    def _task(
+        self, job: Job, line: PromptLine, read: Inputs | None, mine: bool | None = None
+    ) -> Task | None:
+        """Return a job's task, None where it was before or is another shard's; mine: which shard's it is, said."""
         self._count += 1
         id = job_id(job, self.model)
         plan.check_alpha([job], self.target.format)
@@ -149,7 +195,7 @@ class Planner:
             self.duplicates += 1
             return None
         self._ids.add(key)
-        if not self.shard.holds(self._count - 1):
+        if not (self.shard.holds(self._count - 1) if mine is None else mine):
             return None
         path = self.target.root / self._name(job, id)
         return Task(job, id, path, line.source, line.number, read)

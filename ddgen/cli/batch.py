@@ -10,7 +10,7 @@ import typer
 from ddgen.app import plan as planning
 from ddgen.app.ledger import Shard
 from ddgen.app.naming import Target, parse_output
-from ddgen.cli import batch_run, console, flags, process, settings
+from ddgen.cli import batch_run, console, flags, picking, process, settings
 from ddgen.cli.batch_run import Options
 from ddgen.cli.sample import show_pictures
 from ddgen.errors import InputError, UsageError, choose
@@ -31,6 +31,7 @@ The forms of a prompt file are described in prompts/README.md.
 
 SWEPT = (
     "num",
+    "best",
     "seed",
     "width",
     "height",
@@ -123,6 +124,8 @@ def batch(
     prompt_files: Files,
     negative: flags.Negative = None,
     num: flags.Num = None,
+    best: flags.Best = None,
+    scorer: flags.Scorer = None,
     seed: flags.Seed = None,
     width: flags.Width = None,
     height: flags.Height = None,
@@ -217,6 +220,7 @@ def batch(
     planning.check_quality(plain["quality"])
     if plain["batch_size"] is not None:
         planning.check_batch_size(plain["batch_size"])
+    picking.check_folder(scorer)
     options = Options(
         files=tuple(prompt_files),
         base=read_base(given, values),
@@ -238,6 +242,7 @@ def batch(
         events=events,
         end="\0" if null else "\n",
         look_only=plan,
+        scorer=scorer or "",
         loras=tuple(lora or ()),
         embeddings=tuple(embedding or ()),
         inputs=inputs,

@@ -11,7 +11,7 @@ from ddgen.app import estimate, sources
 from ddgen.app import plan as planning
 from ddgen.app.batch import Source, clash, look
 from ddgen.app.tasks import Planner, Task
-from ddgen.cli import console
+from ddgen.cli import console, picking
 from ddgen.cli.batch_talk import Talk
 from ddgen.errors import InputError
 from ddgen.io import metadata
@@ -22,12 +22,14 @@ from ddgen.request import Job
 
 @dataclass(frozen=True)
 class Reading:
-    """How the input is read. files: ("-",) is the stream; format: "" is told by the names."""
+    """How the input is read. files: ("-",) is the stream; format: "" is told by the names; scorer: as
+    picking.Choice has it."""
 
     files: tuple[str, ...]
     input_format: str
     encoding: str
     strict_tokens: bool
+    scorer: str = ""
 
 
 def open_source(reading: Reading, values: dict[str, Any], planner: Planner, talk: Talk) -> Source:
@@ -47,9 +49,13 @@ def open_source(reading: Reading, values: dict[str, Any], planner: Planner, talk
     opened = [PromptFile(path, reading.input_format, reading.encoding) for path in reading.files]
     marked = values["metadata"] != "none"
     slow = estimate.heavy(planner.spec)
+    contests: set[str] = set()
 
     def visit(task: Task) -> None:
         talk.total += 1
+        if task.contest is not None:
+            talk.dropped += task.contest.keep <= [place.id for place in task.contest.places].index(task.id)
+            contests.add(task.contest.key)
         if slow and not task.path.exists():
             talk.ahead[replace(task.job, prompt="", negative="", seed=0)] += 1
         try:
@@ -65,6 +71,8 @@ def open_source(reading: Reading, values: dict[str, Any], planner: Planner, talk
         many = "1 prompt is" if len(long) == 1 else f"{len(long)} prompts are"
         chunks = f"read in chunks of {planning.TOKENS_PER_CHUNK}"
         console.warn(f"{many} long, the longest has {max(long)} tokens; {chunks}")
+    if contests:
+        picking.remark(reading.scorer, planner.spec)
     return sources.FileSource(opened, fresh(planner))
 
 

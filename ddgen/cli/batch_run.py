@@ -16,12 +16,13 @@ from ddgen.app import estimate
 from ddgen.app import plan as planning
 from ddgen.app.adjust import adjust
 from ddgen.app.batch import Batch, Interrupted, Runner, local, look
+from ddgen.app.contests import Contests
 from ddgen.app.identity import model_key, weights_digests
 from ddgen.app.ledger import FailedList, Ledger, Lock, Shard, run_seed
 from ddgen.app.naming import Target
 from ddgen.app.styles import load_styles
 from ddgen.app.tasks import Planner, Task
-from ddgen.cli import console, process, pulling
+from ddgen.cli import console, picking, process, pulling
 from ddgen.cli.batch_input import Reading, check_files, open_source
 from ddgen.cli.batch_talk import Talk
 from ddgen.cli.progress import make_progress
@@ -61,6 +62,7 @@ class Options:
     embeddings: tuple[str, ...] = ()
     inputs: str | None = None
     control_models: tuple[str, ...] = ()
+    scorer: str = ""
 
 
 def run(options: Options, values: dict[str, Any], target: Target) -> None:
@@ -159,7 +161,9 @@ def work(options: Options, values: dict[str, Any], spec: Spec, planner: Planner)
         fail_fast=options.fail_fast,
         batch_size=values["batch_size"],
     )
-    reading = Reading(options.files, options.input_format, options.encoding, options.strict_tokens)
+    reading = Reading(
+        options.files, options.input_format, options.encoding, options.strict_tokens, options.scorer
+    )
     source = open_source(reading, values, planner, talk)
     process.at_first_signal(talk.stop)
     with make_progress(values["progress"], talk.total, "images") as bar:
@@ -169,13 +173,13 @@ def work(options: Options, values: dict[str, Any], spec: Spec, planner: Planner)
         except Interrupted:
             interrupted = True
         except (OutputError, ResourceError):
-            kept = f"{batch.tally.saved + batch.tally.skipped} of {talk.total or 'the'} images saved"
+            kept = f"{batch.tally.saved + batch.tally.skipped} of {talk.wanted or 'the'} images saved"
             console.say(f"ddgen: {kept}; when that is mended, the same command continues")
             raise
         else:
             interrupted = False
     tally = batch.tally
-    of = f" of {talk.total}" if talk.total else ""
+    of = f" of {talk.wanted}" if talk.total else ""
     if interrupted:
         kept = f"{tally.saved + tally.skipped}{of} images saved"
         console.say(f"ddgen: interrupted; {kept}; run the same command to continue")
@@ -212,6 +216,7 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
             values["quality"],
             values["metadata"],
             values["offload"],
+            options.scorer,
         )
         return ray_runner.runner(cluster, recipe, talk.stopping)
 
@@ -234,7 +239,8 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
         warning = estimate.forecast(spec, talk.ahead, loaded.device.type, each=options.files == ("-",))
         if warning is not None:
             console.say(f"ddgen: {warning}")
-        return Renderer(loaded, Saving(form, values["quality"], values["metadata"]), values["text_backend"])
+        saving = Saving(form, values["quality"], values["metadata"])
+        return Renderer(loaded, saving, values["text_backend"], scorer=options.scorer)
 
     return local(load, talk.step)
 
@@ -250,10 +256,14 @@ def show_plan(options: Options, planner: Planner) -> None:
     if "seed" not in options.base:
         planner.run_seed = 0 if drawn else run_seed(planner.target.root, 0)
     opened = [PromptFile(path, options.input_format, options.encoding) for path in options.files]
-    counts = {"missing": 0, "done": 0, "other": 0}
+    counts = {"missing": 0, "done": 0, "other": 0, "dropped": 0}
+
+    contests = Contests(look)
 
     def show(task: Task) -> None:
         state = look(task)
+        if state == "missing" and task.contest is not None and contests.closed(task.contest):
+            state = "dropped"
         counts[state] += 1
         if console.manners.json:
             record = {"type": "job", "path": str(task.path), "state": state, "id": task.id, "line": task.line}

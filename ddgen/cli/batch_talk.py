@@ -25,8 +25,14 @@ class Talk:
         self.end = end
         self.total = 0
         self.ahead: Counter[Job] = Counter()
+        self.dropped = 0
         self.signal = 0
         self.bar: Progress | None = None
+
+    @property
+    def wanted(self) -> int:
+        """Return how many pictures will stay, without those that are only made to be compared."""
+        return self.total - self.dropped
 
     def stop(self, number: int) -> None:
         """Hear the first signal: the picture in hand is dropped at its next step."""
@@ -53,7 +59,7 @@ class Talk:
         if event.kind == "start" and task is not None and not self.total:
             self.ahead = Counter([task.job])
         if event.kind == "image" and task is not None:
-            self._image(task, event.seconds)
+            self._image(task, event.seconds, event.score)
             if console.manners.preview:
                 from ddgen.cli import preview
                 from ddgen.io.images import read_image
@@ -75,7 +81,7 @@ class Talk:
         if self.bar is not None and event.kind != "start":
             self.bar.advance(1, task.job.prompt if task is not None else "")
 
-    def _image(self, task: Task, seconds: float) -> None:
+    def _image(self, task: Task, seconds: float, score: float | None) -> None:
         if console.manners.json:
             record = {
                 "type": "image",
@@ -84,6 +90,8 @@ class Talk:
                 "line": task.line,
                 "seconds": round(seconds, 3),
             }
+            if score is not None:
+                record["score"] = score
             console.out_json({**record, **asdict(task.job)})
         else:
             console.out(str(task.path), end=self.end)

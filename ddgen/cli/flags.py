@@ -63,6 +63,14 @@ StrictTokens = Annotated[
     bool, switch(PICTURE, "Make a prompt of more than 75 tokens an error.", "--strict-tokens")
 ]
 Num = Annotated[str | None, value(PICTURE, "N", "Pictures per prompt. [1]", "--num", "-n")]
+Best = Annotated[
+    str | None,
+    value(PICTURE, "K", "Of each prompt's pictures keep the K that show it best. [all]", "--best"),
+]
+Scorer = Annotated[
+    str | None,
+    value(PICTURE, "DIR", "A CLIP model's folder that --best asks. [the embedded one]", "--scorer"),
+]
 Seed = Annotated[
     str | None,
     value(

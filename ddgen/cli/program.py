@@ -35,6 +35,7 @@ COMMANDS = {
     "gallery": ("gallery", "Write a page to look at a directory of pictures."),
     "models": ("models", "List, fetch, verify and convert models."),
     "train": ("train", "Train a model, or train one on."),
+    "eval": ("eval", "Measure how models follow prompts, and how they vary."),
     "data": ("data", "Build the embedded model's training data."),
     "warm": ("warm", "Show or stop the worker that --keep-alive leaves."),
     "doctor": ("doctor", "Show versions, devices and paths."),

@@ -11,7 +11,7 @@ import typer
 
 from ddgen.app import plan as planning
 from ddgen.app.naming import Names, parse_output
-from ddgen.cli import console, flags, process, sample_run, settings, wording
+from ddgen.cli import console, flags, picking, process, sample_run, settings, wording
 from ddgen.errors import InputError, UsageError
 from ddgen.io import metadata
 from ddgen.request import Job, Request
@@ -21,6 +21,7 @@ from ddgen.weights.spec import Spec
 EXAMPLES = """Examples:
   ddgen sample "a red apple"
   ddgen sample "a fox" "a penguin" -n 4 --seed 7 --grid
+  ddgen sample "a penguin" -n 8 --best 2
   ddgen sample "a tulip" --sampler euler --steps 40 --scale 4 -o tulip.png
   ddgen sample "a tulip" --sampler ddpm --steps 1000 --filmstrip film.png
   echo "a tulip" | ddgen sample - -o - > tulip.png
@@ -49,6 +50,8 @@ def sample(
     wildcards: flags.Wildcards = None,
     strict_tokens: flags.StrictTokens = False,
     num: flags.Num = None,
+    best: flags.Best = None,
+    scorer: flags.Scorer = None,
     seed: flags.Seed = None,
     width: flags.Width = None,
     height: flags.Height = None,
@@ -187,14 +190,19 @@ def deliver(
     given = context.params
     if given["strict_tokens"]:
         wording.check_length(request.prompts, request.prompt_syntax, request.steps or spec.defaults.steps)
-    names = check_output(values, jobs, force=given["force"], grid=given["grid"], look_only=given["plan"])
+    each = len(jobs) // len(request.prompts)
+    pick = picking.read(given.get("best"), given.get("scorer"), each)
+    made = len(jobs) if pick is None else pick.keep * len(request.prompts)
+    names = check_output(
+        values, jobs, force=given["force"], grid=given["grid"], look_only=given["plan"], images=made
+    )
     for remark in planning.remarks(request, spec):
         console.warn(remark)
     if given["plan"]:
         sample_run.show_plan(jobs, names, grid=given["grid"])
     else:
         end = "\0" if given["null"] else "\n"
-        sample_run.make(jobs, names, spec, values, grid=given["grid"], end=end, draw=draw, steps=steps)
+        sample_run.make(jobs, names, spec, values, grid=given["grid"], end=end, draw=draw, steps=steps, pick=pick)
 
 
 def read_prompts(words: Sequence[str] | None) -> tuple[str, ...]:
@@ -299,10 +307,16 @@ def adjusted(
 
 
 def check_output(
-    values: Mapping[str, Any], jobs: Sequence[Job], *, force: bool, grid: bool, look_only: bool
+    values: Mapping[str, Any],
+    jobs: Sequence[Job],
+    *,
+    force: bool,
+    grid: bool,
+    look_only: bool,
+    images: int | None = None,
 ) -> Names | None:
     """Return the names of the pictures' files (None: they go to standard output) after looking for all that
-    stands against them.
+    stands against them. images: how many will be written, None = one a job.
 
     Raises:
         UsageError: contradicting flags.
@@ -316,7 +330,8 @@ def check_output(
     for job in {job.prompt: job for job in jobs}.values():
         metadata.check_fits(metadata.describe(job, metadata.Origin(), values["metadata"]), target.format)
     names = Names(target, force=force)
-    names.check(1 if grid and target.kind == "stdout" else len(jobs), look_only=look_only)
+    count = len(jobs) if images is None else images
+    names.check(1 if grid and target.kind == "stdout" else count, look_only=look_only)
     if target.kind != "stdout":
         return names
     if console.manners.json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddgen.app import plan as planning
 from ddgen.app.naming import Names, parse_output
-from ddgen.cli import console, keeping, process
+from ddgen.cli import console, keeping, picking, process
 from ddgen.cli.progress import make_progress
 from ddgen.diffusion.samplers import SAMPLERS
 from ddgen.errors import ResourceError
@@ -61,19 +61,25 @@ def make(
     end: str,
     draw: Draw | None = None,
     steps: int | None = None,
+    pick: picking.Choice | None = None,
 ) -> None:
     """Load the model and make the pictures, telling of each as soon as it is safe on disk.
 
-    draw: what makes a batch, where that is not the jobs alone; steps: how many all take then.
+    draw: what makes a batch, where that is not the jobs alone; steps: how many all take then. pick: only the best
+    of each prompt are kept.
     """
     seeds = sorted({job.seed for job in jobs})
     shown = ", ".join(map(str, seeds)) if len(seeds) < 4 else f"{seeds[0]} ... {seeds[-1]}"
     console.say(f"ddgen: {spec.name}, {len(jobs)} x {describe(jobs[0])}, seed {shown}")
     saved = 0
-    process.at_end(lambda: f"ddgen: interrupted; {saved} of {len(jobs)} images saved\n")
+    wanted = len(jobs) if pick is None else len(jobs) // pick.of * pick.keep
+    if pick is not None:
+        console.say(f"ddgen: of each prompt's {pick.of} pictures the best {pick.keep} will be kept")
+    process.at_end(lambda: f"ddgen: interrupted; {saved} of {wanted} images saved\n")
     if names is not None:
         files.sweep(names.target.root)
     loaded = load(spec, values)
+    chosen = None if pick is None else picking.load(pick, spec)
 
     from ddgen.app import estimate, pipeline, produce
 
@@ -94,7 +100,8 @@ def make(
             with in_memory(batch, loaded):
                 return (draw or pipeline.run)(loaded, batch, advance)
 
-        for result in produce.produce(batches, work, names, saving, origin_of(loaded, jobs[0], values)):
+        origin = origin_of(loaded, jobs[0], values)
+        for result in produce.produce(batches, work, names, saving, origin, chosen):
             saved += result.path is not None
             tell(result, end=end, to_output=names is None and not grid)
             if grid:
@@ -158,16 +165,15 @@ def tell(result: "Result", *, end: str, to_output: bool) -> None:
     if to_output:
         console.out_bytes(result.data)
     elif console.manners.json:
-        job = asdict(result.job)
-        console.out_json(
-            {
-                "type": "image",
-                "path": str(result.path),
-                "sha256": result.sha256,
-                "seconds": round(result.seconds, 3),
-                **job,
-            }
-        )
+        record = {
+            "type": "image",
+            "path": str(result.path),
+            "sha256": result.sha256,
+            "seconds": round(result.seconds, 3),
+        }
+        if result.score is not None:
+            record["score"] = result.score
+        console.out_json(record | asdict(result.job))
     elif result.path is not None:
         console.out(str(result.path), end=end)
     if console.manners.preview:

@@ -70,14 +70,19 @@ class Metadata:
         return bool(self.parameters or self.settings or self.xmp)
 
 
-def describe(job: Job, origin: Origin, level: str = "full", id: str = "") -> Metadata:
+def describe(
+    job: Job, origin: Origin, level: str = "full", id: str = "", score: float | None = None
+) -> Metadata:
     """Return the texts for a picture: all of them, without the prompts (`min`), or none.
 
-    id: of the job, in a batch.
+    id: of the job, in a batch. score: how well it shows the prompt, where the best of several were kept.
     """
     if level == "none":
         return Metadata()
-    settings = canonical(settings_of(job, origin, level) | ({"id": id} if id else {}))
+    more: dict[str, object] = {"id": id} if id else {}
+    if score is not None:
+        more["score"] = score
+    settings = canonical(settings_of(job, origin, level) | more)
     parameters = a1111(job, origin) if level == "full" else ""
     return Metadata(parameters, settings, xmp_packet(settings))
 

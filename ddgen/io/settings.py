@@ -114,6 +114,7 @@ class Key:
 KEYS: dict[str, Key] = {
     "negative": Key(read_text, split=False),
     "num": Key(read_int),
+    "best": Key(read_int),
     "seed": Key(read_int),
     "width": Key(read_int),
     "height": Key(read_int),
@@ -245,6 +246,7 @@ def _seed_range(value: object) -> list[object]:
 _EXAMPLES = {
     "negative": "text",
     "num": "4",
+    "best": "2",
     "seed": "7 or 10-20",
     "width": "512",
     "height": "512",

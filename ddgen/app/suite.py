@@ -1,0 +1,145 @@
+"""The evaluation suite: prompts with what a picture of each must show. Torch-free.
+
+    {"prompt": "a fox on a blue background", "kind": "background", "concepts": ["fox"], "background": "blue"}
+
+`build` makes it from the list of concepts; the rows that prompts/eval/*.jsonl hold are the fixed ones that figures are
+given for. Kinds: concept, unseen (words that no caption has), colour, background, count, pair, position, style, held-out
+(compositions that are never trained).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ddgen.app.concepts import BACKGROUNDS, COLOURS, KEY, STYLES, Concept, concepts, held_out, with_article
+from ddgen.errors import InputError
+
+T = TypeVar("T")
+
+KINDS = ("concept", "unseen", "colour", "background", "count", "pair", "position", "style", "held-out")
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+EACH = 12  # rows of the kinds that are made of combinations
+RELATIONS = ("left of", "above")
+
+# icon: words that people say and no caption has
+UNSEEN = {
+    "dog-face": "puppy", "cat-face": "kitten", "rabbit-face": "hare", "pig-face": "piglet", "cow-face": "cattle",
+    "honeybee": "bumblebee", "lady-beetle": "beetle", "t-rex": "tyrannosaurus", "tropical-fish": "goldfish",
+    "automobile": "sedan", "bicycle": "cycle", "locomotive": "railway engine", "sailboat": "yacht", "airplane": "jet",
+    "rocket": "spacecraft", "flying-saucer": "alien ship", "house": "cottage", "castle": "fortress",
+    "closed-book": "novel", "wrapped-gift": "parcel", "gem-stone": "jewel", "red-heart": "love", "fire": "blaze",
+    "deciduous-tree": "oak", "evergreen-tree": "spruce", "birthday-cake": "gateau", "hot-beverage": "espresso",
+    "beer-mug": "lager", "french-fries": "potato chips", "balloon": "inflatable", "trophy": "prize", "alarm-clock": "timepiece",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt. concepts: icons, the left or upper first; count: of the one; relation: one of RELATIONS."""
+
+    prompt: str
+    kind: str
+    concepts: tuple[str, ...]
+    colour: str = ""
+    background: str = ""
+    count: int = 0
+    relation: str = ""
+    style: str = ""
+
+
+def build(listed: Sequence[Concept] | None = None) -> list[Row]:
+    """Return the suite of a list of concepts, the list that ddgen is trained on by default."""
+    chosen = list(concepts()) if listed is None else list(listed)
+    known = {concept.icon: concept for concept in chosen}
+    rows = [Row(concept.phrase, "concept", (concept.icon,)) for concept in chosen]
+    rows += [
+        Row(with_article(word), "unseen", (icon,))
+        for icon, word in UNSEEN.items()
+        if icon in known and word not in known[icon].names
+    ]
+    coloured = [(concept, colour) for concept in chosen if concept.recolour for colour in COLOURS]
+    grounded = [(concept, ground) for concept in chosen for ground in BACKGROUNDS if ground != KEY]
+    for kind, pairs in (("thing", coloured), ("background", grounded)):
+        trained = [pair for pair in pairs if not held_out(pair[0].icon, pair[1], kind)]
+        held = [pair for pair in pairs if held_out(pair[0].icon, pair[1], kind)]
+        make = _coloured if kind == "thing" else _grounded
+        rows += [make(*pair, kind="colour" if kind == "thing" else "background") for pair in spaced(trained, 2 * EACH)]
+        rows += [make(*pair, kind="held-out") for pair in spaced(held, EACH)]
+    singular = [concept for concept in chosen if not concept.names[0].endswith("!")]
+    for index, concept in enumerate(spaced(singular, EACH)):
+        number = 2 + index % 3
+        text = f"{NUMBERS[number]} {plural(concept.plain_name)}"
+        rows.append(Row(text, "count", (concept.icon,), count=number))
+    once, again = spaced(singular, 2 * EACH), spaced(singular[1:], 2 * EACH)
+    for a, b in zip(once[::2], once[1::2], strict=False):
+        rows.append(Row(f"{a.phrase} and {b.phrase}", "pair", (a.icon, b.icon)))
+    for index, (a, b) in enumerate(zip(again[::2], again[1::2], strict=False)):
+        relation = RELATIONS[index % len(RELATIONS)]
+        rows.append(Row(f"{a.phrase} {relation} {b.phrase}", "position", (a.icon, b.icon), relation=relation))
+    for index, concept in enumerate(spaced(chosen, EACH)):
+        style = list(STYLES)[index % len(STYLES)]
+        rows.append(Row(f"{concept.phrase}, {style} style", "style", (concept.icon,), style=style))
+    return rows
+
+
+def _coloured(concept: Concept, colour: str, *, kind: str) -> Row:
+    return Row(with_article(f"{colour} {concept.plain_name}"), kind, (concept.icon,), colour=colour)
+
+
+def _grounded(concept: Concept, ground: str, *, kind: str) -> Row:
+    return Row(f"{concept.phrase} on a {ground} background", kind, (concept.icon,), background=ground)
+
+
+def spaced(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` items at equal distances, all if there are fewer."""
+    if len(items) <= count:
+        return list(items)
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def plural(name: str) -> str:
+    """Return "foxes", "cherries", "apples"."""
+    if name.endswith(("s", "x", "ch", "sh")):
+        return f"{name}es"
+    if name.endswith("y") and name[-2] not in "aeiou":
+        return f"{name[:-1]}ies"
+    return f"{name}s"
+
+
+def line(row: Row) -> str:
+    """Return a row as a line of JSON, without what it does not say."""
+    return json.dumps({name: value for name, value in asdict(row).items() if value})
+
+
+def read(paths: Sequence[Path]) -> Iterator[Row]:
+    """Yield the rows of files; a row with "concept" in place of "concepts" and no kind is of kind concept.
+
+    Raises:
+        InputError: a file that cannot be read, or a line that is none.
+    """
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"'{path}' cannot be read ({type(error).__name__})", "check the path", id="input.suite") from None
+        for number, text in enumerate(lines, 1):
+            try:
+                yield _row(json.loads(text))
+            except (ValueError, TypeError, KeyError):
+                example = '{"prompt": "a fox", "kind": "concept", "concepts": ["fox"]}'
+                raise InputError(f"'{path}' line {number} is wrong", f"write it as {example}", id="input.suite") from None
+
+
+def _row(record: dict[str, object]) -> Row:
+    if "concept" in record:
+        record = {"kind": "concept", **record, "concepts": [record["concept"]]}
+        del record["concept"]
+    row = Row(**{**record, "concepts": tuple(record["concepts"])})  # type: ignore[arg-type]
+    needs = {"count": row.count, "position": row.relation, "style": row.style, "colour": row.colour, "background": row.background}
+    if row.kind not in KINDS or not row.concepts or not needs.get(row.kind, True):
+        raise ValueError(row.kind)
+    if (len(row.concepts) > 1) != (row.kind in ("pair", "position")) or row.relation not in ("", *RELATIONS):
+        raise ValueError(row.concepts)
+    return row

@@ -1,0 +1,111 @@
+"""`ddgen eval MODEL...`: figures of models on a fixed suite of prompts, as a page with the pictures."""
+
+import json as jsons
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddgen.cli import console, flags, settings
+from ddgen.cli.progress import make_progress
+from ddgen.errors import OutputError, UsageError
+from ddgen.io import files
+
+EXAMPLES = """Examples:
+  ddgen data build stickers data/stickers
+  ddgen eval sticker --data data/stickers -o report
+  ddgen eval sticker runs/mine/model.safetensors --data data/stickers -o report --seed 0-1
+"""
+EVALUATION = "Evaluation"
+
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="Names of 'ddgen models', files or folders.", show_default=False)
+]
+Data = Annotated[
+    Path,
+    flags.value(EVALUATION, "DIR", "What 'ddgen data build stickers' wrote: the pictures it is measured against.", "--data"),
+]
+Suite = Annotated[
+    list[Path] | None,
+    flags.value(EVALUATION, "FILE", "Rows of JSON, as prompts/eval/*.jsonl; may be given again. [the built-in suite]", "--suite"),
+]
+Variety = Annotated[
+    str | None, flags.value(EVALUATION, "N", "Seeds of the three prompts whose variety is measured. [16]", "--variety")
+]
+Seeds = Annotated[str | None, flags.value(EVALUATION, "SEEDS", "Seeds of every prompt. [0-3]", "--seed", "-s")]
+Out = Annotated[Path, flags.value(flags.OUTPUT, "DIR", "Where report.html and figures.json go.", "--output", "-o")]
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the command."""
+    app.command("eval", epilog=EXAMPLES)(evaluate)
+
+
+def evaluate(
+    models: Models,
+    data: Data,
+    output: Out,
+    suite: Suite = None,
+    seed: Seeds = None,
+    variety: Variety = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
+    force: flags.Force = False,
+    json: flags.Json = False,
+    progress: flags.Progress = None,
+    color: flags.Color = None,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Measure how well models follow prompts, how much they vary, and whether they only copy.
+
+    The judge was trained on emoji sets that the embedded model never saw, and is asked about real pictures first.
+    """
+    console.configure(color=color if color is not None else "auto", quiet=quiet, verbose=0, json=json)
+    found = settings.read_flag("--seed", seed, settings.seeds) if seed is not None else (0, 1, 2, 3)
+    seeds = found if isinstance(found, tuple) else (found,)
+    many = 16 if variety is None else settings.read_flag("--variety", variety, settings.whole)
+    if many < 0 or many == 1:
+        raise UsageError(f"--variety {many} compares nothing", "use 2 or more, or 0 for none", id="usage.range")
+    from ddgen.app import suite as suites
+    from ddgen.weights import registry
+
+    rows = suites.build() if suite is None else list(suites.read(suite))
+    specs = [registry.find(model) for model in models]  # an unknown name is told before anything is made
+    targets = [output / "report.html", output / "figures.json"]
+    files.probe_directory(output)
+    for target in targets:
+        if files.exists(target) and not force:
+            raise OutputError(f"'{target}' exists", "use --force to replace it, or another --output", id="output.exists")
+
+    from ddgen.app import evaluate as work
+    from ddgen.app import judge, report, scoring
+    from ddgen.app.assemble import assemble
+
+    real = work.read_real(data)
+    court, scorer = work.court_of(judge.load(), real), scoring.embedded()
+    rows = [row for row in rows if set(row.concepts) <= set(court.listed)]
+    if not rows:
+        raise UsageError("no row of the suite is about a thing of the data set", "build the data anew", id="usage.suite")
+    console.say("ddgen: asking the evaluator about real pictures first")
+    checked = work.check(court, rows)
+    figures = []
+    total = len(specs) * work.pictures_to_make(rows, seeds, many)
+    with make_progress(progress if progress is not None else "auto", total, "pictures") as bar:
+        for spec in specs:
+            pipeline = assemble(spec, device=device or "auto", dtype=dtype or "auto")
+            figures.append(work.evaluate(pipeline, rows, seeds, court, real, scorer, variety=many, told=bar.advance))
+    shares = {kind: {"right": right, "of": of} for kind, (right, of) in checked.items()}
+    plain = {"evaluator": shares, "models": [item.plain(checked) for item in figures]}
+    files.publish(targets[1], (jsons.dumps(plain, indent=1) + "\n").encode(), force=force)
+    files.publish(targets[0], report.page(figures, checked), force=force)
+    if json:
+        console.out_json({"type": "eval", "report": str(targets[0]), **plain})
+        return
+    for item in plain["models"]:
+        said = ", ".join(
+            f"{kind} {share['accuracy']:.0%}" if share["accuracy"] is not None else f"{kind} no accuracy reported"
+            for kind, share in item["follows"].items()  # type: ignore[index]
+        )
+        console.say(f"ddgen: {item['model']}: {said}")  # type: ignore[index]
+    console.out(str(targets[0]))
