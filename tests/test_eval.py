@@ -97,7 +97,7 @@ def test_a_cut_out_is_fitted_whatever_its_size_and_place() -> None:
     a, b = (judge.whole(keyed) for keyed in (small, large))
     assert np.abs(a[..., 3].astype(int) - b[..., 3]).mean() < 20
     rows = np.flatnonzero((a[..., 3] > 128).any(1))
-    assert rows[-1] - rows[0] + 1 == pytest.approx(61, abs=2)
+    assert rows[-1] - rows[0] + 1 == pytest.approx(61, abs=5)
 
 
 def test_the_evaluator_knows_what_it_was_not_shown(court: verdicts.Court, shapes: Emoji) -> None:
@@ -153,7 +153,7 @@ def test_no_accuracy_where_the_evaluator_errs() -> None:
     assert figures.plain({"concept": (80, 100), "count": (100, 100)})["follows"]["count"]["accuracy"] is None
     assert not evaluate.trusted({}, "concept")
     text = report.page([figures], checked).decode()
-    assert "80% of 10" in text and text.count("no accuracy reported") >= 2
+    assert "80% of 10" in text and text.count("no accuracy reported") == 1
 
 
 def test_the_page_runs_nothing_and_shows_words_as_words() -> None:

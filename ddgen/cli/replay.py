@@ -277,19 +277,21 @@ def load(spec: Spec, running: dict[str, Any], how: "Saving") -> "Renderer":
 
 
 def render(
-    renderer: "Renderer", original: Original, running: dict[str, Any], id: str
+    renderer: "Renderer", original: Original, running: dict[str, Any], id: str, *, scored: bool = False
 ) -> tuple[bytes, "metadata.Origin"]:
-    """Return the bytes of the picture made again, and what made it.
+    """Return the bytes of the picture made again, and what made it. scored: it was the best of several, and says how
+    good it is.
 
     Raises:
         DdgenError: it could not be made.
     """
     from ddgen.app.outcome import Missed
-    from ddgen.app.tasks import Task
+    from ddgen.app.tasks import Contest, Place, Task
 
     steps = original.job.steps
     with make_progress(running["progress"], steps, "steps") as bar:
-        task = Task(original.job, id, original.path)
+        contest = Contest(1, (Place(id, original.path),)) if scored else None
+        task = Task(original.job, id, original.path, contest=contest)
         outcome = next(renderer([task], lambda step, steps, images: bar.advance(1, original.job.prompt)))
     if isinstance(outcome, Missed):
         raise outcome.error
@@ -306,7 +308,7 @@ def compare(
 
     record = original.found.record
     renderer.saving = Saving(kind, running["quality"], "full" if "prompt" in record.get("job", {}) else "min")
-    data, origin = render(renderer, original, running, str(record.get("id", "")))
+    data, origin = render(renderer, original, running, str(record.get("id", "")), scored="score" in record)
     causes = replaying.differences(record, origin, original.found.tool)
     old, new = (read_image(original.path, bytes_) for bytes_ in (original.data, data))
     return replaying.compare(old, new, same_bytes=data == original.data, causes=causes)
