@@ -32,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(1)
     begun = time.process_time()
     rendered = emoji.load(options.packages, options.kept, resvg)
-    size = judge.save(judge.fit(rendered), options.into)
+    size = judge.save(judge.fit(rendered, [concept.icon for concept in concepts()]), options.into)
     print(f"{options.into}: {size / 1e6:.1f} MB, {time.process_time() - begun:.0f} s")
     found, listed = judge.load(options.into), [concept.icon for concept in concepts()]
     total = right = 0

@@ -48,7 +48,7 @@ def shapes() -> Emoji:
 @pytest.fixture(scope="module")
 def court(shapes: Emoji) -> verdicts.Court:
     real = {(SHAPES[c], shapes.styles[s]): keying.fitted(raw) for raw, c, s in zip(shapes.pixels, shapes.concept, shapes.style)}
-    return verdicts.Court(judge.fit(shapes), SHAPES, {place: cut for place, cut in real.items() if place[1] in SEEN})
+    return verdicts.Court(judge.fit(shapes, SHAPES), SHAPES, {place: cut for place, cut in real.items() if place[1] in SEEN})
 
 
 def on(ground: tuple[int, int, int], *parts: tuple[np.ndarray, int, int], side: int = 128) -> np.ndarray:

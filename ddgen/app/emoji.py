@@ -58,7 +58,10 @@ class Emoji:
     def of(self, styles: Sequence[str]) -> "Emoji":
         """Return those of some styles; concepts keep their numbers."""
         wanted = [self.styles.index(style) for style in styles]
-        keep = np.isin(self.style, wanted)
+        return self.only(np.isin(self.style, wanted))
+
+    def only(self, keep: NDArray[np.bool_]) -> "Emoji":
+        """Return the pictures that a mask (N,) keeps."""
         return Emoji(self.labels, self.styles, self.pixels[keep], self.concept[keep], self.style[keep])
 
 

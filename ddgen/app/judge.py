@@ -29,14 +29,13 @@ from ddgen.weights.split import Stored
 
 FILE = Path(__file__).resolve().parents[1] / "models" / "judge.safetensors"
 KEY = "ddgen_judge"
-VARIANTS = 3  # of each picture while fitting: as it is, moved, moved with other hues
-WIDTH = 384  # of the space that is kept
+VARIANTS = 12  # of each picture while fitting: as it is, moved, moved with other hues, and again
 RIDGE = 1.0  # of the mean variance
 
 
 @dataclass
 class Judge:
-    """mean, deviation: of what is seen; whiten: (SEEN, WIDTH); pictures: (N, WIDTH) of unit length; concept: (N,)
+    """mean, deviation: of what is seen; whiten: (SEEN, WIDTH), onto what the pictures span; pictures: (N, WIDTH) of unit length; concept: (N,)
     indices into icons."""
 
     icons: tuple[str, ...]
@@ -79,9 +78,10 @@ def whole(keyed: Keyed) -> Pixels:
     return keyed.cut(keyed.mask)
 
 
-def fit(emoji: Emoji, seed: int = 0) -> Judge:
-    """Fit the judge to the sets that the generator is not shown; a minute of one core."""
+def fit(emoji: Emoji, listed: Sequence[str], seed: int = 0) -> Judge:
+    """Fit the judge to the listed things of the sets that the generator is not shown; half a minute of one core."""
     part, rng = emoji.of(list(UNSEEN)), np.random.default_rng(seed)
+    part = part.only(np.array([part.labels[i].icon in set(listed) for i in part.concept]))
     cuts = augment.premultiplied(np.stack([fitted(raw) for raw in part.pixels]))
     rows = []
     for number in range(VARIANTS):
@@ -105,9 +105,8 @@ def fit(emoji: Emoji, seed: int = 0) -> Judge:
     scatter = inside.T @ inside / len(inside)
     scatter += RIDGE * scatter.trace() / len(scatter) * torch.eye(len(scatter))
     lower = torch.linalg.cholesky(scatter)
-    between = torch.linalg.solve_triangular(lower, means.T, upper=False).T  # (concepts, SEEN), whitened
-    torch.manual_seed(seed)
-    _, _, directions = torch.svd_lowrank(between, WIDTH, niter=2)  # (SEEN, WIDTH)
+    whitened = torch.linalg.solve_triangular(lower, z.mean(0).T, upper=False)  # (SEEN, N)
+    directions, _ = torch.linalg.qr(whitened)
     whiten = torch.linalg.solve_triangular(lower.T, directions, upper=True)
     pictures = F.normalize(z.mean(0) @ whiten, dim=1)
     return Judge(tuple(part.labels[i].icon for i in used), mean, deviation, whiten, pictures, own)
