@@ -35,7 +35,7 @@ RIDGE = 1.0  # of the mean variance
 
 @dataclass
 class Judge:
-    """mean, deviation: of what is seen; whiten: (SEEN, WIDTH), onto what the pictures span; pictures: (N, WIDTH) of unit length; concept: (N,)
+    """mean, deviation: of what is seen; whiten: (SEEN, WIDTH), onto what the pictures span; pictures: with their variants, (N, WIDTH) of unit length; concept: (N,)
     indices into icons."""
 
     icons: tuple[str, ...]
@@ -108,8 +108,8 @@ def fit(emoji: Emoji, listed: Sequence[str], seed: int = 0) -> Judge:
     whitened = torch.linalg.solve_triangular(lower, z.mean(0).T, upper=False)  # (SEEN, N)
     directions, _ = torch.linalg.qr(whitened)
     whiten = torch.linalg.solve_triangular(lower.T, directions, upper=True)
-    pictures = F.normalize(z.mean(0) @ whiten, dim=1)
-    return Judge(tuple(part.labels[i].icon for i in used), mean, deviation, whiten, pictures, own)
+    pictures = F.normalize((z @ whiten).flatten(0, 1), dim=1)
+    return Judge(tuple(part.labels[i].icon for i in used), mean, deviation, whiten, pictures, own.repeat(VARIANTS))
 
 
 def save(judge: Judge, path: Path) -> int:
