@@ -73,7 +73,7 @@ def test_holes_belong_to_the_thing_and_crumbs_do_not_count() -> None:
     dot = shape("disc", (0, 0, 0), 0.1)
     keyed = keying.key(on((255, 255, 255), (ring, 0, 0), (dot, 64, 64)))
     assert len(keyed.things) == 1
-    assert keyed.mask.sum() == pytest.approx(np.pi * (0.8 * 16) ** 2, rel=0.05), "in pixels of the half-size picture"
+    assert keyed.things[0].sum() == pytest.approx(np.pi * (0.8 * 16) ** 2, rel=0.05), "in pixels of the half-size picture"
     assert keying.key(on((10, 200, 10))).things == ()
 
 

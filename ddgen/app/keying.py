@@ -23,19 +23,18 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Keyed:
-    """A picture read: pixels (SIDE, SIDE, 3); ground: RGB; things: one mask each, the largest first."""
+    """A picture read: pixels (SIDE, SIDE, 3); ground: RGB; things: one mask each, the largest first; mask: where they and
+    their crumbs are."""
 
     pixels: Pixels
     ground: tuple[int, int, int]
     things: tuple[Mask, ...]
-
-    @property
-    def mask(self) -> Mask:
-        """Return where any thing is."""
-        return np.logical_or.reduce([np.zeros((SIDE, SIDE), bool), *self.things])
+    mask: Mask
 
     def cut(self, mask: Mask) -> Pixels:
-        """Return what a mask covers as a square RGBA picture (SIDE, SIDE, 4), fitted with a small rim."""
+        """Return what a mask covers as a square RGBA picture (SIDE, SIDE, 4), fitted with a small rim; on white with
+        the half-covered pixels of its edge, which are white already."""
+        mask = wider(mask) if min(self.ground) > 240 else mask
         return fitted(np.dstack([self.pixels, np.where(mask, 255, 0).astype(np.uint8)]))
 
     def middle(self, mask: Mask) -> tuple[float, float]:
@@ -64,15 +63,20 @@ def spread(start: Mask, within: Mask) -> Mask:
     """Return what of `within` hangs together with `start`, by sides."""
     found = start & within
     while True:
-        wider = found.copy()
-        wider[1:] |= found[:-1]
-        wider[:-1] |= found[1:]
-        wider[:, 1:] |= found[:, :-1]
-        wider[:, :-1] |= found[:, 1:]
-        wider &= within
-        if (wider == found).all():
+        more = wider(found) & within
+        if (more == found).all():
             return found
-        found = wider
+        found = more
+
+
+def wider(mask: Mask) -> Mask:
+    """Return a mask with the pixels beside it."""
+    found = mask.copy()
+    found[1:] |= mask[:-1]
+    found[:-1] |= mask[1:]
+    found[:, 1:] |= mask[:, :-1]
+    found[:, :-1] |= mask[:, 1:]
+    return found
 
 
 def components(mask: Mask) -> list[Mask]:
@@ -95,10 +99,11 @@ def key(picture: Pixels) -> Keyed:
     like = np.abs(small.astype(np.float32) - ground).max(-1) <= NEAR
     rim = np.zeros((SIDE, SIDE), bool)
     rim[[0, -1]] = rim[:, [0, -1]] = True
-    parts = [part for part in components(~spread(rim, like)) if part.sum() >= FAINT * SIDE * SIDE]
+    mask = ~spread(rim, like)
+    parts = [part for part in components(mask) if part.sum() >= FAINT * SIDE * SIDE]
     things = tuple(part for part in parts if part.sum() >= SMALL * parts[0].sum())
     red, green, blue = (int(round(value)) for value in ground)
-    return Keyed(small, (red, green, blue), things)
+    return Keyed(small, (red, green, blue), things, mask)
 
 
 def background(ground: tuple[int, int, int]) -> str:

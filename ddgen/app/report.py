@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from html import escape
+from importlib.resources import files
 
 from PIL import Image
 
@@ -16,26 +17,12 @@ from ddgen.app.keying import Pixels
 from ddgen.app.metrics import interval
 
 SHOWN = 96  # pixels
-HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>ddgen eval</title><style>
-:root { color-scheme: light dark; --ground: #fff; --ink: #222; --dim: #666; --line: #ddd; }
-@media (prefers-color-scheme: dark) { :root { --ground: #16181c; --ink: #e8e8e8; --dim: #9a9a9a; --line: #33363c; } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 32px auto; max-width: 1100px; padding: 0 16px; background: var(--ground); color: var(--ink); }
-table { border-collapse: collapse; margin: 12px 0 28px; } th, td { border-bottom: 1px solid var(--line); padding: 5px 14px 5px 0; text-align: left; }
-td.n { font-variant-numeric: tabular-nums; } .dim { color: var(--dim); font-size: 13px; }
-.row { display: flex; gap: 8px; align-items: flex-start; flex-wrap: wrap; margin: 10px 0; } .row p { width: 210px; margin: 0; overflow-wrap: anywhere; }
-figure { margin: 0; width: 100px; } figcaption { font-size: 11px; color: var(--dim); overflow-wrap: anywhere; }
-img { width: 96px; height: 96px; border: 2px solid var(--line); border-radius: 6px; object-fit: contain; display: block; }
-.right img { border-color: #2e9d5b; } .wrong img { border-color: #cf4b3f; }
-</style></head><body>
-"""
 
 
 def page(figures: Sequence[Figures], checked: dict[str, tuple[int, int]]) -> bytes:
     """Return the page. checked: the evaluator's own right verdicts, by kind."""
-    return "".join((HEAD, *_tables(figures, checked), *_pictures(figures), "</body></html>\n")).encode()
+    head = files("ddgen.app").joinpath("report.html").read_text(encoding="utf-8")
+    return "".join((head, *_tables(figures, checked), *_pictures(figures), "</body></html>\n")).encode()
 
 
 def _tables(figures: Sequence[Figures], checked: dict[str, tuple[int, int]]) -> Iterator[str]:
