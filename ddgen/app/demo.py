@@ -51,7 +51,7 @@ SETTINGS = Settings(
 )
 SHOWN = (
     "a red square left of a blue circle",
-    "a green triangle above an orange diamond",
+    "a red cross above a blue square",
     "a purple cross",
     "a blue diamond",
 )

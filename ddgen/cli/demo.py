@@ -129,7 +129,7 @@ class Screen:
         head = f"step {step} of {self.steps}{told}{left}"
         high = max(2, min(12, (rows - 4) // 2 - 2, (columns // ACROSS - 2) // 2))
         self.lines = [head[:columns], sparkline(self.losses, min(columns - 1, ACROSS * (2 * high + 2) - 2))]
-        self.lines += grid(self.pictures, self.prompts, high)
+        self.lines += grid(self.pictures, self.prompts, high, max(2 * high, min(24, columns // ACROSS - 2)))
         self.show()
 
     def show(self) -> None:
@@ -163,17 +163,19 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((mean - low) * scale)] for mean in means)
 
 
-def grid(pictures: "Sequence[Pixels]", prompts: Sequence[str], high: int) -> list[str]:
-    """Return lines of half blocks, ACROSS pictures in a row, `high` lines each, two lines of prompt below."""
+def grid(pictures: "Sequence[Pixels]", prompts: Sequence[str], high: int, wide: int) -> list[str]:
+    """Return lines of half blocks, ACROSS pictures in a row, `high` lines each, below them two lines of prompt,
+    `wide` characters for each."""
+    apart = " " * (wide - 2 * high + 2)
     lines = []
     for start in range(0, len(pictures), ACROSS):
         parts = [blocks(picture, high) for picture in pictures[start : start + ACROSS]]
-        lines += ["  ".join(row) for row in zip(*parts, strict=True)]
+        lines += [apart.join(row) for row in zip(*parts, strict=True)]
         words = [
-            (textwrap.wrap(console.safe(text), 2 * high) + ["", ""])[:2]
+            (textwrap.wrap(console.safe(text), wide) + ["", ""])[:2]
             for text in prompts[start : start + ACROSS]
         ]
-        lines += ["  ".join(word[i].ljust(2 * high) for word in words) for i in (0, 1)]
+        lines += ["  ".join(word[i].ljust(wide) for word in words) for i in (0, 1)]
     return lines
 
 
