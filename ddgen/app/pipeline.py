@@ -33,6 +33,7 @@ from ddgen.diffusion.spacing import Grid, make_grid, make_spacing
 from ddgen.errors import NumericsError
 from ddgen.io import images
 from ddgen.io.matte import key_out
+from ddgen.nets.attention import remembering
 from ddgen.nets.seamless import seamless
 from ddgen.request import Job, Request
 from ddgen.weights import registry
@@ -129,7 +130,8 @@ def run(
         NumericsError: a picture came out non-finite; nothing of the batch is returned.
     """
     networks = [part.denoiser.network for part in (pipeline, pipeline.refiner) if part is not None]
-    with seamless([*networks, pipeline.first_stage], jobs[0].tile):
+    reading = [*networks, *(control.network for control in controls)]
+    with seamless([*networks, pipeline.first_stage], jobs[0].tile), remembering(reading):
         latents = sample(pipeline, jobs, on_step, source, on_start, controls, pictures)
         fit_decoding(pipeline.first_stage, jobs[0].height, jobs[0].width, pipeline.device)
         pixels = pipeline.first_stage.decode(latents)

@@ -23,7 +23,10 @@ Denoise = Callable[[Tensor, float], Tensor]
 
 
 class Network(Protocol):
-    """F: x (B, C, H, W), time (B,) -> (B, C, H, W)."""
+    """F: x (B, C, H, W), time (B,) -> (B, C, H, W).
+
+    One with an attribute `one_for_many` that is true takes n texts for each row of x, and returns n B rows.
+    """
 
     def __call__(self, x: Tensor, time: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor: ...
 
@@ -71,8 +74,11 @@ class Denoiser:
     def __call__(self, x: Tensor, sigma: float | Tensor, cond: Conditioning) -> Tensor:
         """Return the estimate of x0, not clamped.
 
-        x: (B, C, H, W) VE state x0 + sigma eps. sigma: Python float, 0-d or (B,) tensor. cond: B rows.
+        x: (B, C, H, W) VE state x0 + sigma eps. sigma: Python float, 0-d or (B,) tensor. cond: B rows; or
+        n B, with a float for sigma: the estimates of each image told the first B, then the next B, ...
         """
+        if len(x) != len(cond) and not getattr(self.network, "one_for_many", False):
+            x = x.repeat(len(cond) // len(x), 1, 1, 1)
         if isinstance(sigma, Tensor):
             sigma = sigma.to(x)
             time = self.schedule.time(sigma).expand(len(x))
@@ -85,7 +91,11 @@ class Denoiser:
         vector = None if cond.vector is None else cond.vector.to(dtype)
         named = {} if cond.pictured is None else {"pictured": cond.pictured}
         output = self.network((c_in * x).to(dtype), time, cond.context.to(dtype), vector, **named)
-        return c_skip * x + c_out * output.to(x.dtype)
+        return (c_skip * x).repeat(len(output) // len(x), 1, 1, 1) + c_out * output.to(x.dtype)
+
+    def fit(self, cond: Conditioning) -> Conditioning:
+        """Return a conditioning in the network's dtype, so that no call has to convert it."""
+        return cond if self.dtype is None else cond.to(cond.context.device, self.dtype)
 
 
 def clamp_x0(denoised: Tensor, low: float, high: float) -> Tensor:

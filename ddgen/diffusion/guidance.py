@@ -43,7 +43,7 @@ def guided(
 
     Ref of the composition: Liu et al. 2022, arXiv 2206.01714, eq. 11.
     """
-    conds = [cond] if isinstance(cond, Conditioning) else list(cond)
+    conds = [denoiser.fit(c) for c in ([cond] if isinstance(cond, Conditioning) else cond)]
     plain = weights is None
     if plain and len(conds) != 1:
         raise ValueError("several conditionings need weights")
@@ -56,16 +56,14 @@ def guided(
         return conditional if denoiser.x0_clamp is None else clamped(conditional, denoiser.x0_clamp)
     if uncond is None:
         raise ValueError("guidance with scale != 1 needs an unconditional branch")
-    branches = join(uncond, *conds)
+    branches = join(denoiser.fit(uncond), *conds)
     strength = scale.reshape(-1, 1, 1, 1) if isinstance(scale, Tensor) else scale
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         inside = interval is None or interval[0] < sigma <= interval[1]
         if plain and not inside:
             return conditional(x, sigma)
-        d_uncond, *d_parts = denoiser(torch.cat([x] * (1 + len(conds))), sigma, branches).chunk(
-            1 + len(conds)
-        )
+        d_uncond, *d_parts = denoiser(x, sigma, branches).chunk(1 + len(conds))
         d_cond = d_parts[0] if weights is None else _composed(d_uncond, d_parts, weights)
         if not inside:
             return d_cond
@@ -96,7 +94,7 @@ def guided_by_image(
     beside: (B, K, h, w) the picture's channels; zeros stand for no picture. The rest as in `guided`.
     Ref: Brooks et al. 2022 (InstructPix2Pix), arXiv 2211.09800, eq. 3.
     """
-    branches = join(uncond, uncond, *conds)
+    branches = denoiser.fit(join(uncond, uncond, *conds))
     count = 2 + len(conds)
     reading = with_channels(denoiser, torch.cat([torch.zeros_like(beside), beside.repeat(count - 1, 1, 1, 1)]))
     strength = scale.reshape(-1, 1, 1, 1) if isinstance(scale, Tensor) else scale

@@ -3,17 +3,20 @@
     attention(q, k, v) = softmax(q k^T / sqrt(d)) v        Vaswani et al. 2017, arXiv 1706.03762, eq. 1
 
 A SpatialTransformer flattens a feature map to H W tokens and runs blocks of self-attention, cross-attention
-to the text and a gated feed-forward. Names are those of the published Latent Diffusion checkpoints.
+to the text and a gated feed-forward. A text does not change from step to step: inside `remembering`, its keys
+and values are computed once. Names are those of the published Latent Diffusion checkpoints.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from ddgen.nets.layers import GROUPS, Linear, zeroed
+from ddgen.nets.layers import GROUPS, Linear, for_rows, zeroed
+
+REMEMBERED = 2  # texts: that of a guided step, and that of an unguided one
 
 
 class Attention(nn.Module):
@@ -26,11 +29,12 @@ class Attention(nn.Module):
         self.to_k = Linear(context_dim, width, bias=False)
         self.to_v = Linear(context_dim, width, bias=False)
         self.to_out = nn.Sequential(Linear(width, width))
+        self.memory: list[tuple[Tensor, Tensor, Tensor]] | None = None  # (context, k, v), the last one first
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, N, width); context: (B, M, context_dim), default x. Returns (B, N, width)."""
-        context = x if context is None else context
-        q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        q = self._split(self.to_q(x))
+        k, v = self._read(x) if context is None else self._recall(context)
         out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, width / heads)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
@@ -42,6 +46,21 @@ class Attention(nn.Module):
         """
         q, k = self._split(self.to_q(x)), self._split(self.to_k(context))
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).float().softmax(-1).mean(1)
+
+    def _read(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def _recall(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of a text; inside `remembering`, those of before if it is the same
+        tensor."""
+        if self.memory is None:
+            return self._read(context)
+        for seen, k, v in self.memory:
+            if seen is context:
+                return k, v
+        k, v = self._read(context)
+        self.memory = [(context, k, v), *self.memory[: REMEMBERED - 1]]
+        return k, v
 
     def _split(self, t: Tensor) -> Tensor:
         return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, width / heads)
@@ -85,8 +104,11 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x: (B, N, width); context: (B, M, context_dim)."""
-        x = x + self.attn1(self.norm1(x))
+        """x: (B, N, width); context: (B, M, context_dim), or n B texts: the row of x is then read by each.
+
+        Returns as many rows as context has.
+        """
+        x = for_rows(x + self.attn1(self.norm1(x)), len(context))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -111,7 +133,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zeroed(projection(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x: (B, C, H, W); context: (B, M, context_dim). Returns (B, C, H, W)."""
+        """x: (B, C, H, W); context: (B or n B, M, context_dim). Returns (B or n B, C, H, W)."""
         height, width = x.shape[-2:]
         h = self.norm(x)
         if self.linear_projection:
@@ -120,9 +142,32 @@ class SpatialTransformer(nn.Module):
             h = self.proj_in(h).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
             h = block(h, context)
+        x = for_rows(x, len(h))
         if self.linear_projection:
             return x + self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
+
+
+@contextmanager
+def remembering(networks: Iterable[object]) -> Iterator[None]:
+    """Have the cross-attention of networks keep the keys and values of the texts it last read, while inside.
+
+    A text is known again by being the same tensor; it, and the weights, must not be changed meanwhile.
+    """
+    modules = [
+        block.attn2
+        for network in networks
+        if isinstance(network, nn.Module)
+        for block in network.modules()
+        if isinstance(block, TransformerBlock)
+    ]
+    for module in modules:
+        module.memory = []
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.memory = None
 
 
 Take = Callable[[Tensor, tuple[int, int]], None]

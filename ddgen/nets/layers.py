@@ -60,6 +60,11 @@ def position_channels(
     return torch.stack(channels).to(dtype)
 
 
+def for_rows(x: Tensor, rows: int) -> Tensor:
+    """Return x (B, ...) as so many rows, a multiple of B: x itself, or x over and over (x, x, ...)."""
+    return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+
+
 def zeroed(module: nn.Module) -> nn.Module:
     """Zero a module's parameters: a residual branch that starts as the identity trains more steadily."""
     for parameter in module.parameters():

@@ -20,6 +20,7 @@ from ddgen.nets.layers import (
     Linear,
     ResBlock,
     Upsample,
+    for_rows,
     guidance_embedding,
     position_channels,
     timestep_embedding,
@@ -28,7 +29,13 @@ from ddgen.nets.layers import (
 
 
 class UNet(nn.Module):
-    """The network F. Build it on the `meta` device and load weights into it, or train it from scratch."""
+    """The network F. Build it on the `meta` device and load weights into it, or train it from scratch.
+
+    one_for_many: it takes n texts for one x_t, and computes once what lies before the first text is read (for
+    SD1.5 at 512 x 512 a twentieth of a branch).
+    """
+
+    one_for_many = True
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -99,12 +106,16 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Return F(x_t, time, context), shaped like x_t with out_channels.
 
-        x: (B, in_channels, h, w) x_t. time: (B,) float. context: (B, M, context_dim) states of the text.
-        vector: (B, vector_dim), for networks that take one.
+        x: (B, in_channels, h, w) x_t. time: (B,) float. context: (B, M, context_dim) states of the text, or
+        n B of them: for each row of x the first B, then for each the next B, ...; n B rows are returned.
+        vector: as many rows as context, (.., vector_dim), for networks that take one.
         guidance: (B,) scale w, for networks distilled with it.
         control: what is added to the skips, in order, and last to the middle.
         features: what is added on the way down, one a level (nets/t2i_adapter.py), and then to the middle.
         """
+        rows = len(context)
+        if vector is not None:  # it enters before any text does
+            x, time = for_rows(x, rows), for_rows(time, rows)
         embedding = self._embed(time, vector, guidance, x.dtype)
         if self.config.position_channels:
             grid = position_channels(*x.shape[-2:], device=x.device, dtype=x.dtype)
@@ -122,7 +133,8 @@ class UNet(nn.Module):
             skips = [skip + added for skip, added in zip(skips, control[:-1], strict=True)]
             x = x + control[-1]
         for parts in self.output_blocks:
-            x = torch.cat([x, skips.pop()], dim=1)
+            x = for_rows(x, rows)
+            x = torch.cat([x, for_rows(skips.pop(), rows)], dim=1)
             x = run_parts(parts, x, embedding, context, size=skips[-1].shape[-2:] if skips else None)
         return self.out(x)
 
@@ -161,7 +173,7 @@ def run_parts(
     """Run the modules of one block in order, each with the arguments that its kind takes."""
     for part in parts:
         if isinstance(part, ResBlock):
-            x = part(x, embedding)
+            x = part(x, for_rows(embedding, len(x)))
         elif isinstance(part, SpatialTransformer):
             x = part(x, context)
         elif isinstance(part, Upsample):
