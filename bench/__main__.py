@@ -1,5 +1,8 @@
 """`python -m bench [ROW...]`: take the measurements, show them, and with --save write them down for
-README."""
+README.
+
+Rows that are not taken keep their last results, with their dates; so all can be taken a few at a time.
+"""
 
 import argparse
 from pathlib import Path
@@ -8,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import machine, table
-from bench.measure import ROOT, Result, measure, to_json
+from bench.measure import ROOT, Absent, Result, from_json, measure, merged, to_json
 from bench.rows import LONG, ROWS
 
 console = Console()
@@ -17,10 +20,10 @@ console = Console()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help=f"one of: {', '.join(ROWS)} (default: the short ones)"
+        "rows", nargs="*", metavar="ROW", help=f"one of: {', '.join(ROWS)} (default: all but the long ones)"
     )
     parser.add_argument("--all", action="store_true", help=f"the long ones too: {', '.join(LONG)}")
-    parser.add_argument("--repeats", type=int, default=7, help="samples of each side (default 7)")
+    parser.add_argument("--repeats", type=int, default=7, help="at most so many samples of each side (7)")
     parser.add_argument(
         "--save", action="store_true", help="write bench/results/DATE.json and README's table"
     )
@@ -42,31 +45,34 @@ def main() -> None:
     described = machine.describe()
     results = []
     for name in names:
-        with console.status(name):
-            results.append(measure(name, ROWS[name](), arguments.repeats))
+        try:
+            with console.status(name):
+                results.append(measure(name, ROWS[name](), arguments.repeats, described))
+        except Absent as reason:
+            console.print(f"{name}: not taken: {reason}", highlight=False)
+            continue
         console.print(f"{name}: {table.comparison(results[-1])}", highlight=False)
-    show(described, results)
-    if arguments.save:
-        save(described, results)
+        if arguments.save:  # after each, so that nothing taken is lost
+            save(results, str(described["date"]))
+    show(results)
 
 
-def show(described: dict[str, object], results: list[Result]) -> None:
-    shown = Table(
-        *table.HEADINGS,
-        title=f"{described['processor']}, {described['cores']} cores, load {described['load']}",
-    )
+def show(results: list[Result]) -> None:
+    shown = Table(*table.HEADINGS)
     for row in results:
         shown.add_row(*(text.replace("[", r"\[") for text in table.cells(row)))
     console.print(shown)
 
 
-def save(described: dict[str, object], results: list[Result]) -> None:
-    path = Path(table.RESULTS) / f"{described['date']}.json"
+def save(results: list[Result], date: str) -> None:
+    """Write the results into the day's file, and README's table from it."""
+    before = table.latest()
+    kept = [] if before is None else from_json(before.read_text())
+    path = Path(table.RESULTS) / f"{date}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(to_json(results, described))
+    path.write_text(to_json(merged(kept, results, list(ROWS))))
     readme = ROOT / "README.md"
     readme.write_text(table.with_table(readme.read_text(), table.readme_table(path)))
-    console.print(f"wrote {path.relative_to(ROOT)} and README's table")
 
 
 if __name__ == "__main__":

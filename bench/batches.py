@@ -1,5 +1,5 @@
 """Rows about batches: against one process a picture, against a warm loop, ten thousand jobs planned or found
-done, memory, Ray.
+done, what a job costs as they grow in number, memory, Ray.
 """
 
 import sys
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.measure import ROOT, Pair, Worker, run
+from bench.measure import ROOT, Pair, Ran, Worker, run
 
 PYTHON = sys.executable
 DDGEN = str(Path(sys.executable).with_name("ddgen"))
@@ -31,6 +31,8 @@ def against_processes() -> Pair:
         lambda: PICTURES * run(single).seconds,
         target=0.25,
         close=folder.cleanup,
+        repeats=2,
+        warmups=0,
     )
 
 
@@ -48,6 +50,7 @@ def against_loop() -> Pair:
         other,
         target=1 / 1.2,
         close=close,
+        repeats=3,
     )
 
 
@@ -62,6 +65,7 @@ def plan_ten_thousand() -> Pair:
         target=2.0,
         compare="difference",
         close=folder.cleanup,
+        repeats=3,
     )
 
 
@@ -80,6 +84,7 @@ def find_ten_thousand_done() -> Pair:
         target=5.0,
         compare="difference",
         close=folder.cleanup,
+        repeats=3,
     )
 
 
@@ -129,6 +134,67 @@ def memory_of_lines() -> Pair:
         target=100.0,
         compare="difference",
         close=folder.cleanup,
+        repeats=1,
+        warmups=0,
+    )
+
+
+class Drawn:
+    """A batch of prompts run with a pipeline that costs nothing, so that what is left is the batch's own."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._folder = tempfile.TemporaryDirectory()
+        file = prompts(self._folder.name, count)
+        self._command = [DDGEN, "batch", file, "-o", "out", "-q", "--steps", "1", "--progress", "none"]
+
+    def run(self) -> Ran:
+        return run(self._command, PYTHONPATH=str(ROOT / "tests" / "fake_pipeline"))
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+
+def growth() -> Pair:
+    many, few, one = Drawn(10_000), Drawn(500), Drawn(1)
+
+    def each(batch: Drawn) -> float:
+        return (batch.run().seconds - one.run().seconds) / (batch.count - 1)
+
+    def close() -> None:
+        for batch in (many, few, one):
+            batch.close()
+
+    return Pair(
+        "a job of a batch of 10,000 with a pipeline that costs nothing",
+        lambda: each(many),
+        "a job of 500",
+        lambda: each(few),
+        target=1.2,
+        close=close,
+        repeats=1,
+        warmups=0,
+    )
+
+
+def memory_growth() -> Pair:
+    many, few = Drawn(10_000), Drawn(100)
+
+    def close() -> None:
+        many.close()
+        few.close()
+
+    return Pair(
+        "the same: peak memory of 10,000 jobs",
+        lambda: many.run().megabytes,
+        "of 100",
+        lambda: few.run().megabytes,
+        unit="MB",
+        compare="difference",
+        target=50.0,
+        close=close,
+        repeats=1,
+        warmups=0,
     )
 
 
@@ -153,6 +219,8 @@ def two_ray_workers() -> Pair:
         lambda: run([*command, "--workers", "1"]).seconds,
         target=1 / 1.4,
         close=folder.cleanup,
+        repeats=1,
+        warmups=0,
     )
 
 
@@ -162,5 +230,8 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "batch-plan": plan_ten_thousand,
     "batch-again": find_ten_thousand_done,
     "batch-memory": memory_of_lines,
+    "batch-growth": growth,
+    "batch-growth-memory": memory_growth,
     "batch-ray": two_ray_workers,
 }
+LONG = ("batch-growth-memory",)

@@ -1,7 +1,8 @@
 """How things are measured: a fresh process, or a worker that repeats one call; ours and the peer in turn.
 
 Both sides of a row run in one session on one machine, alternating, so that whatever else the machine does
-falls on both; what is reported is the median of the ratios of neighbours.
+falls on both; what is reported is the median of the ratios of neighbours. Where a row's work is counted, a
+bare matrix product runs in the same turn: what it would need for that work is the limit.
 """
 
 import json
@@ -10,13 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).parent.parent
 Sample = Callable[[], float]
+
+
+class Absent(Exception):
+    """A row that cannot be taken here; says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,17 @@ class Ran:
     megabytes: float
 
 
-def run(argv: Sequence[str]) -> Ran:
-    """Run a command to its end in an empty directory, its output thrown away.
+def run(argv: Sequence[str], **variables: str) -> Ran:
+    """Run a command to its end in an empty directory, its output thrown away. variables: of its environment.
 
     Raises:
         RuntimeError: it failed; with what it wrote to standard error.
     """
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
-        process = subprocess.Popen(argv, cwd=work, stdout=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(
+            argv, cwd=work, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **variables}
+        )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -47,7 +54,8 @@ def run(argv: Sequence[str]) -> Ran:
             errors.seek(0)
             raise RuntimeError(f"{argv}: exit {process.returncode}\n{errors.read().decode(errors='replace')}")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
-    return Ran(seconds, usage.ru_maxrss * unit / 1e6 if usage.ru_maxrss > own_peak() else float("nan"))
+    above = usage.ru_maxrss > 1.02 * own_peak()  # the system counts a little behind
+    return Ran(seconds, usage.ru_maxrss * unit / 1e6 if above else float("nan"))
 
 
 def own_peak() -> int:
@@ -60,19 +68,18 @@ def own_peak() -> int:
 
 
 class Worker:
-    """A process that has prepared one call (a function of bench/workers.py) and times it whenever asked."""
+    """A process that has prepared one call (a function of bench/workers*.py) and times it whenever asked.
+
+    work: operations of one call, where the function counts them, else None.
+    """
 
     def __init__(self, name: str, *arguments: str) -> None:
         argv = [sys.executable, "-W", "ignore", "-m", "bench.workers", name, *arguments]
+        self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            argv,
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
+            argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
-        self._line()
+        self.work: float | None = json.loads(self._line())
 
     def __call__(self) -> float:
         """Return the seconds that the call took."""
@@ -83,14 +90,21 @@ class Worker:
 
     def close(self) -> None:
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
 
     def _line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"worker {self.process.args} ended with exit {self.process.wait()}")
+            code = self.process.wait()
+            self.errors.seek(0)
+            said = self.errors.read().decode(errors="replace")
+            self.close()
+            raise RuntimeError(f"worker {self.process.args} ended with exit {code}\n{said}")
         return line
 
 
@@ -99,6 +113,8 @@ class Pair:
     """What one row compares. `close` ends what was started for it.
 
     ours, peer: each call returns one sample. target: the most that ours / peer (or ours - peer) may be.
+    repeats, warmups: the most samples of each side that are worth their time, and how many are thrown away.
+    limit:      the seconds of a bare matrix product of `work` operations, which `ours` needs as well.
     """
 
     what: str
@@ -109,11 +125,14 @@ class Pair:
     target: float | None = None
     compare: str = "ratio"
     close: Callable[[], None] = lambda: None
+    repeats: int = 7
+    warmups: int = 1
+    limit: Sample | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """A row as it is written down, with its raw samples in the order they were taken."""
+    """A row as it is written down, with its raw samples in the order they were taken, and the machine."""
 
     name: str
     what: str
@@ -123,38 +142,72 @@ class Result:
     target: float | None
     ours: list[float] = field(default_factory=list)
     peer: list[float] = field(default_factory=list)
+    limit: list[float] = field(default_factory=list)
+    machine: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def comparisons(self) -> list[float]:
+        """Of neighbours: ours / peer, or ours - peer."""
+        pairs = zip(self.ours, self.peer, strict=True)
+        return [a - b if self.compare == "difference" else a / b for a, b in pairs]
 
     @property
     def comparison(self) -> float:
-        """The median over neighbours of ours / peer, or of ours - peer."""
-        pairs = zip(self.ours, self.peer, strict=True)
-        return median(a - b if self.compare == "difference" else a / b for a, b in pairs)
+        return median(self.comparisons)
 
     @property
     def holds(self) -> bool | None:
         return None if self.target is None else self.comparison <= self.target
 
+    @property
+    def of_limit(self) -> float | None:
+        """Which part of the matrix product's speed is reached: the median of neighbours."""
+        if not self.limit:
+            return None
+        return median(bare / ours for bare, ours in zip(self.limit, self.ours, strict=True))
 
-def measure(name: str, pair: Pair, repeats: int) -> Result:
-    """Take `repeats` samples of both sides in turn, after one of each that does not count."""
-    ours: list[float] = []
-    peer: list[float] = []
+
+def measure(name: str, pair: Pair, repeats: int, machine: Mapping[str, object]) -> Result:
+    """Take up to `repeats` samples of both sides in turn, after those that do not count."""
+    result = Result(
+        name, pair.what, pair.peer_name, pair.unit, pair.compare, pair.target, machine=machine
+    )  # fmt: skip
     try:
-        pair.ours()
-        pair.peer()
-        for i in range(repeats):
+        for _ in range(pair.warmups):
+            pair.ours()
+            pair.peer()
+        for i in range(min(repeats, pair.repeats)):
             # The order alternates, so that neither always follows the other.
-            for samples, sample in [(ours, pair.ours), (peer, pair.peer)][:: 1 if i % 2 == 0 else -1]:
+            sides = [(result.ours, pair.ours), (result.peer, pair.peer)]
+            for samples, sample in sides[:: 1 if i % 2 == 0 else -1]:
                 samples.append(round(sample(), 5))
+            if pair.limit is not None:
+                result.limit.append(round(pair.limit(), 5))
     finally:
         pair.close()
-    return Result(name, pair.what, pair.peer_name, pair.unit, pair.compare, pair.target, ours, peer)
+    return result
 
 
-def to_json(results: Sequence[Result], machine: dict[str, object]) -> str:
-    return json.dumps({"machine": machine, "rows": [asdict(r) for r in results]}, indent=1) + "\n"
+def to_json(results: Sequence[Result]) -> str:
+    """Return results as a file holds them; rows of one session share their machine."""
+    machines: list[Mapping[str, object]] = []
+    rows = []
+    for result in results:
+        if result.machine not in machines:
+            machines.append(result.machine)
+        rows.append(vars(result) | {"machine": machines.index(result.machine)})
+    return json.dumps({"machines": machines, "rows": rows}, indent=1) + "\n"
 
 
-def from_json(text: str) -> tuple[dict[str, object], list[Result]]:
+def from_json(text: str) -> list[Result]:
     data = json.loads(text)
-    return data["machine"], [Result(**row) for row in data["rows"]]
+    return [Result(**(row | {"machine": data["machines"][row["machine"]]})) for row in data["rows"]]
+
+
+def merged(kept: Sequence[Result], new: Sequence[Result], order: Sequence[str]) -> list[Result]:
+    """Return the new results and those of before whose rows were not taken again, in the order of the rows.
+
+    Results of rows that are no more are dropped.
+    """
+    found = {result.name: result for result in (*kept, *new)}
+    return [found[name] for name in order if name in found]

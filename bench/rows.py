@@ -1,18 +1,22 @@
 """The rows of the benchmark: what is measured against what, and the target where there is one.
 
-A row is a function that prepares both sides and returns a Pair; rows that take minutes are in LONG and run
-only when named or with --all.
+A row is a function that prepares both sides and returns a Pair; rows that take many minutes are in LONG and
+run only when named or with --all. What a row needs and does not find makes it Absent.
 """
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
-from bench import batches, seeing, training, warmth
-from bench.measure import Pair, Worker, run
+from bench import batches, seeing, training, warmth, whole
+from bench.measure import ROOT, Absent, Pair, Worker, run
 
 PYTHON = sys.executable
+NETWORKS = "bench.networks:"
 DDGEN = str(Path(sys.executable).with_name("ddgen"))
 SAMPLE = [DDGEN, "sample", "a red apple", "--seed", "7", "-o", "apple.png"]
 PEER = Path(__file__).parent / "peers" / "diffusers_sample.py"
@@ -45,7 +49,7 @@ def cold() -> Pair:
         lambda: run(SAMPLE).seconds,
         "`import torch` + the same network calls, warm",
         lambda: run([PYTHON, "-c", "import torch"]).seconds + calls(),
-        target=1.5,
+        target=1.25,
         close=calls.close,
     )
 
@@ -59,18 +63,14 @@ def cold_script() -> Pair:
         lambda: run(SAMPLE).seconds,
         "a diffusers script, the same model and calls",
         lambda: run(script).seconds,
+        target=1 / 3,
         close=folder.cleanup,
+        repeats=3,
     )
 
 
 def warm() -> Pair:
-    sample, calls = Worker("sticker_sample"), Worker("sticker_calls")
-
-    def close() -> None:
-        sample.close()
-        calls.close()
-
-    return Pair("the same, warm", sample, "its network calls alone", calls, close=close)
+    return workers("the same, warm", ["sticker_sample"], "its network calls alone", ["sticker_calls"])
 
 
 def memory() -> Pair:
@@ -82,50 +82,171 @@ def memory() -> Pair:
         unit="MB",
         target=250.0,
         compare="difference",
+        repeats=3,
     )
 
 
 def workers(
-    what: str, ours: str, peer_name: str, peer: str, *arguments: str, target: float | None = None
+    what: str,
+    ours: list[str],
+    peer_name: str,
+    peer: list[str],
+    *,
+    target: float | None = None,
+    limit: str | None = None,
+    repeats: int = 7,
+    warmups: int = 1,
 ) -> Pair:
-    """A Pair of two warm processes."""
-    one, other = Worker(ours, *arguments), Worker(peer, *arguments)
+    """A Pair of two warm processes. limit: the device whose matrix product is the limit."""
+    started: list[Worker] = []
+
+    def start(name: str, *arguments: str) -> Worker:
+        started.append(Worker(name, *arguments))
+        return started[-1]
 
     def close() -> None:
-        one.close()
-        other.close()
+        for worker in started:
+            worker.close()
 
-    return Pair(what, one, peer_name, other, target=target, close=close)
+    try:
+        one, other = start(*ours), start(*peer)
+        bare = None if limit is None else start(NETWORKS + "gemm", limit)
+    except BaseException:
+        close()
+        raise
+
+    def needed() -> float:
+        assert bare is not None and bare.work and one.work
+        return min(bare() for _ in range(3)) * one.work / bare.work
+
+    return Pair(
+        what, one, peer_name, other, target=target, close=close, repeats=repeats, warmups=warmups,
+        limit=None if bare is None else needed,
+    )  # fmt: skip
 
 
-def step() -> Pair:
-    what = "one guided step, SD1.5 shape, 512 x 512"
-    return workers(what, "step_ours", "diffusers, eager", "step_diffusers", target=1.0)
+SIZES = {"SD15": "SD1.5 shape", "SDXL": "SDXL shape"}
 
 
-def decode() -> Pair:
-    what = "VAE decode, 512 x 512"
-    return workers(what, "decode_ours", "diffusers, eager", "decode_diffusers", target=1.0)
+def step(family: str, side: int, batch: int, *, repeats: int = 3, warmups: int = 1) -> Pair:
+    """A guided step on the processor. side: latent cells."""
+    given = [family, str(side), str(batch)]
+    several = f", batch {batch}" if batch > 1 else ""
+    return workers(
+        f"one guided step, {SIZES[family]}, {8 * side} x {8 * side}{several}",
+        [NETWORKS + "step_ours", *given],
+        "diffusers, eager",
+        [NETWORKS + "step_diffusers", *given],
+        target=1.0,
+        limit="cpu",
+        repeats=repeats,
+        warmups=warmups,
+    )
 
 
-def load() -> Pair:
+def step_compiled() -> Pair:
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        raise Absent("torch.compile needs a C++ compiler")
+    given = ["SD15", "64", "1"]
+    return workers(
+        "one guided step, SD1.5 shape, 512 x 512",
+        [NETWORKS + "step_ours", *given],
+        "diffusers, torch.compile",
+        [NETWORKS + "step_diffusers", *given, "cpu", "compiled"],
+        limit="cpu",
+        repeats=3,
+    )
+
+
+def step_openvino() -> Pair:
+    if find_spec("openvino") is None:
+        raise Absent("pip install openvino")
+    given = ["SD15", "64", "1"]
+    return workers(
+        "one guided step, SD1.5 shape, 512 x 512",
+        [NETWORKS + "step_ours", *given],
+        "OpenVINO, float32",
+        [NETWORKS + "step_openvino", *given],
+        limit="cpu",
+        repeats=3,
+    )
+
+
+def step_gpu(family: str, side: int, batch: int, how: str) -> Pair:
+    """A guided step in bfloat16 on a GPU."""
+    if shutil.which("nvidia-smi") is None:
+        raise Absent("no GPU at hand")
+    given = [family, str(side), str(batch), "cuda"]
+    words = {"eager": "diffusers, eager", "compiled": "diffusers, torch.compile"}
+    return workers(
+        f"GPU: one guided step, {SIZES[family]}, {8 * side} x {8 * side}, batch {batch}",
+        [NETWORKS + "step_ours", *given],
+        words[how],
+        [NETWORKS + "step_diffusers", *given, how],
+        target={"eager": 1 / 1.2, "compiled": 1.0}[how],
+        limit="cuda",
+        repeats=30,
+        warmups=5,
+    )
+
+
+def vae(what: str, words: str, tile: int = 0, *, repeats: int = 2, warmups: int = 1) -> Pair:
+    given = [what, "64", str(tile)]
+    return workers(
+        words, [NETWORKS + "vae_ours", *given], "diffusers, eager", [NETWORKS + "vae_diffusers", *given], target=1.0,
+        limit="cpu", repeats=repeats, warmups=warmups,
+    )  # fmt: skip
+
+
+LOADS = {"SD15": "float32", "SDXL": "float16"}
+
+
+def written(family: str) -> tuple[tempfile.TemporaryDirectory[str], list[str]]:
+    """Write a U-Net's file; return its folder, and the arguments of networks.load behind `how`."""
     folder = tempfile.TemporaryDirectory()
     path = f"{folder.name}/unet.safetensors"
-    run([PYTHON, "-c", f"import sys; sys.path.insert(0, {str(PEER.parents[2])!r}); "
-         f"import bench.workers as w; w.write_unet({path!r})"])  # fmt: skip
+    run([PYTHON, "-c", f"from bench.networks import write_unet; write_unet('{family}', '{path}')"], **HERE)
+    return folder, [family, path, LOADS[family]]
+
+
+HERE = {"PYTHONPATH": str(ROOT)}
+
+
+def load(family: str) -> Pair:
+    folder, given = written(family)
     pair = workers(
-        "load an SD1.5 U-Net, fp16 file",
-        "load_ours",
-        "safetensors load_file + .float()",
-        "load_safetensors",
-        path,
+        f"load a U-Net of {SIZES[family]} in {LOADS[family]} from a float16 file",
+        [NETWORKS + "load", "ours", *given],
+        "safetensors `load_file` and `.to(dtype)`",
+        [NETWORKS + "load", "safetensors", *given],
+        repeats=3,
     )
 
     def close() -> None:
         pair.close()
         folder.cleanup()
 
-    return Pair(pair.what, pair.ours, pair.peer_name, pair.peer, close=close)
+    return Pair(pair.what, pair.ours, pair.peer_name, pair.peer, close=close, repeats=3)
+
+
+def load_memory(family: str) -> Pair:
+    folder, given = written(family)
+
+    def peak(how: str) -> float:
+        words = ", ".join(repr(word) for word in [how, *given])
+        code = f"from bench.networks import load; kept = load({words})()"
+        return run([PYTHON, "-c", code], **HERE).megabytes
+
+    return Pair(
+        f"the same, {SIZES[family]}: peak memory",
+        lambda: peak("ours"),
+        "safetensors `load_file` and `.to(dtype)`",
+        lambda: peak("safetensors"),
+        unit="MB",
+        close=folder.cleanup,
+        repeats=1,
+        warmups=0,
+    )
 
 
 ROWS: dict[str, Callable[[], Pair]] = {
@@ -135,12 +256,32 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "cold-script": cold_script,
     "warm": warm,
     "memory": memory,
-    "step": step,
-    "decode": decode,
-    "load": load,
+    "load": partial(load, "SD15"),
+    "load-memory": partial(load_memory, "SD15"),
+    "load-xl": partial(load, "SDXL"),
+    "load-xl-memory": partial(load_memory, "SDXL"),
+    "step": partial(step, "SD15", 64, 1),
+    "step-4": partial(step, "SD15", 64, 4, repeats=1, warmups=0),
+    "step-1024": partial(step, "SD15", 128, 1, repeats=1, warmups=0),
+    "step-xl": partial(step, "SDXL", 128, 1, repeats=1, warmups=0),
+    "step-compiled": step_compiled,
+    "step-openvino": step_openvino,
+    "decode": partial(vae, "decode", "VAE decode, 512 x 512"),
+    "decode-tiled": partial(vae, "decode", "VAE decode, 512 x 512, tiles of 256", 32, repeats=1),
+    "encode": partial(vae, "encode", "VAE encode, 512 x 512"),
     **warmth.ROWS,
+    **whole.ROWS,
     **batches.ROWS,
     **training.ROWS,
     **seeing.ROWS,
+    **{
+        f"gpu-{family.lower()}-{batch}-{how}": partial(step_gpu, family, side, batch, how)
+        for family, side in (("SD15", 64), ("SDXL", 128))
+        for batch in (1, 4, 8)
+        for how in ("eager", "compiled")
+    },
 }
-LONG = ("step", "decode", "load", *warmth.LONG, *batches.ROWS, *training.ROWS, *seeing.ROWS)
+LONG = (
+    "load-xl", "load-xl-memory", "step-1024", "step-xl", "step-compiled", "step-openvino", "decode-tiled",
+    *warmth.LONG, *whole.LONG, *batches.LONG, *training.ROWS, *seeing.ROWS,
+)  # fmt: skip

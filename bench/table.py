@@ -1,7 +1,7 @@
 """Results as tables: on the terminal, and in README, where nothing else writes between the two markers."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -19,13 +19,15 @@ def latest(folder: Path = RESULTS) -> Path | None:
 def amount(value: float, unit: str) -> str:
     if unit == "MB":
         return f"{value:.0f} MB"
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
 
 
 def comparison(row: Result) -> str:
+    """Return the comparison and, of several, the least and the most."""
     if row.compare == "difference":
         return f"{row.comparison:+.{_places(row)}f} {row.unit}"
-    return f"{row.comparison:.2f} x"
+    spread = f" ({min(row.comparisons):.2f} to {max(row.comparisons):.2f})" if len(row.ours) > 1 else ""
+    return f"{row.comparison:.2f} x{spread}"
 
 
 def _places(row: Result) -> int:
@@ -35,12 +37,12 @@ def _places(row: Result) -> int:
 def target(row: Result) -> str:
     if row.target is None:
         return ""
-    bound = f"{row.target:.{_places(row)}f} {row.unit}" if row.compare == "difference" else f"{row.target:g} x"
+    bound = f"{row.target:.{_places(row)}f} {row.unit}" if row.compare == "difference" else f"{row.target:.3g} x"
     return f"<= {bound}, {'met' if row.holds else 'missed'}"
 
 
 def cells(row: Result) -> tuple[str, ...]:
-    """Return a row as text: what, ours, the peer, its figure, the comparison, the target."""
+    """Return a row as text, as the headings say."""
     ours, peer = median(row.ours), median(row.peer)
     return (
         row.what,
@@ -49,32 +51,48 @@ def cells(row: Result) -> tuple[str, ...]:
         amount(peer, row.unit),
         comparison(row),
         target(row),
+        "" if row.of_limit is None else f"{100 * row.of_limit:.0f} %",
+        str(row.machine.get("date", "")),
     )
 
 
-HEADINGS = ("what", "ddgen", "against", "it takes", "comparison", "target")
+HEADINGS = ("what", "ddgen", "against", "it takes", "comparison", "target", "of the limit", "taken")
 
 
-def markdown(machine: dict[str, object], rows: Iterable[Result]) -> str:
-    """Return README's table with its machine."""
+def markdown(rows: Iterable[Result]) -> str:
+    """Return README's table with its machines."""
+    rows = list(rows)
     lines = [
         " | ".join(HEADINGS),
         " | ".join("---" for _ in HEADINGS),
         *(" | ".join(cells(row)) for row in rows),
     ]
+    machines: dict[str, list[Mapping[str, object]]] = {}
+    for row in rows:
+        machines.setdefault(described(row.machine), []).append(row.machine)
+    notes = [f"{dates(found)}: {words}." for words, found in machines.items()]
+    notes.append("`python -m bench` takes them again.")
+    return "\n".join([*(f"| {line} |" for line in lines), "", *notes])
+
+
+def described(machine: Mapping[str, object]) -> str:
+    """Return a machine and what ran on it in a line, without what changes from run to run."""
     versions = machine["versions"]
-    assert isinstance(versions, dict)
+    assert isinstance(versions, Mapping)
     packages = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "ddgen")
-    note = (
-        f"Medians of alternating runs, {machine['date']}, {machine['processor']}, {machine['cores']} cores, "
-        f"load {machine['load']}, Python {machine['python']}, {packages}. `python -m bench` takes them again."
-    )
-    return "\n".join([*(f"| {line} |" for line in lines), "", note])
+    return f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, {packages}"
+
+
+def dates(machines: Iterable[Mapping[str, object]]) -> str:
+    """Return the days on which a machine was asked, and the highest load that it had when a run began."""
+    found = list(machines)
+    days = ", ".join(sorted({str(machine["date"]) for machine in found}))
+    return f"{days}, load up to {max(float(str(machine['load'])) for machine in found)}"
 
 
 def readme_table(path: Path) -> str:
     """Return what README must hold between the markers for a file of results."""
-    return markdown(*from_json(path.read_text()))
+    return markdown(from_json(path.read_text()))
 
 
 def section(readme: str) -> str | None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import table  # noqa: E402
-from bench.measure import Pair, Result, from_json, measure, run, to_json  # noqa: E402
+from bench.measure import Absent, Pair, Result, Worker, from_json, measure, merged, run, to_json  # noqa: E402
 from bench.rows import LONG, ROWS  # noqa: E402
 
 MACHINE: dict[str, object] = {
@@ -27,7 +27,7 @@ MACHINE: dict[str, object] = {
 def result(**changes: object) -> Result:
     values: dict[str, object] = {
         "name": "cold", "what": "`a`", "peer_name": "`b`", "unit": "s", "compare": "ratio", "target": 1.5,
-        "ours": [3.0, 2.0, 10.0], "peer": [2.0, 2.0, 4.0],
+        "ours": [3.0, 2.0, 10.0], "peer": [2.0, 2.0, 4.0], "machine": MACHINE,
     }  # fmt: skip
     return Result(**(values | changes))  # type: ignore[arg-type]
 
@@ -41,17 +41,31 @@ def test_the_two_sides_alternate() -> None:
         return seconds
 
     pair = Pair("w", lambda: side("a", 1.0), "p", lambda: side("b", 2.0), close=lambda: closed.append(True))
-    found = measure("row", pair, 3)
+    found = measure("row", pair, 3, MACHINE)
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"
     assert found.ours == [1.0] * 3 and found.peer == [2.0] * 3 and found.comparison == 0.5
-    assert closed == [True]
+    assert closed == [True] and found.limit == [] and found.of_limit is None
+
+
+def test_a_row_may_ask_for_less_and_be_held_against_a_limit() -> None:
+    taken: list[str] = []
+
+    def side(name: str, seconds: float) -> float:
+        taken.append(name)
+        return seconds
+
+    pair = Pair("w", lambda: side("a", 2.0), "p", lambda: side("b", 2.0), repeats=2, warmups=0,
+                limit=lambda: side("l", 1.5))  # fmt: skip
+    found = measure("row", pair, 7, MACHINE)
+    assert "".join(taken) == "abl" + "bal"
+    assert found.limit == [1.5, 1.5] and found.of_limit == 0.75
 
 
 def test_a_failing_side_still_closes() -> None:
     closed: list[bool] = []
     pair = Pair("w", lambda: 1 / 0, "p", lambda: 1.0, close=lambda: closed.append(True))
     with pytest.raises(ZeroDivisionError):
-        measure("row", pair, 1)
+        measure("row", pair, 1, MACHINE)
     assert closed == [True]
 
 
@@ -85,13 +99,26 @@ def test_a_process_is_measured() -> None:
 
 
 def test_results_survive_the_file() -> None:
-    rows = [result(), result(name="memory", target=None)]
-    assert from_json(to_json(rows, MACHINE)) == (MACHINE, rows)
+    other = MACHINE | {"date": "2026-01-03"}
+    rows = [result(), result(name="memory", target=None, limit=[1.0, 1.0, 1.0]), result(name="warm", machine=other)]
+    text = to_json(rows)
+    assert from_json(text) == rows and text.count('"2026-01-02"') == 1
+
+
+def test_rows_that_were_not_taken_keep_their_results_and_dates() -> None:
+    kept = [result(name="help"), result(name="cold"), result(name="gone")]
+    again = result(name="cold", ours=[1.0], peer=[1.0], machine=MACHINE | {"date": "2026-02-03"})
+    rows = merged(kept, [again], ["cold", "warm", "help"])
+    assert rows == [again, kept[0]]
+    lines = table.markdown(rows).splitlines()
+    assert lines[2].endswith("| 2026-02-03 |") and lines[3].endswith("| 2026-01-02 |")
+    assert "2026-01-02, 2026-02-03, load up to 0.1: a processor, 2 cores" in lines[5]
 
 
 def test_the_table_goes_between_the_markers() -> None:
-    made = table.markdown(MACHINE, [result()])
-    assert "| `a` | 3.00 s | `b` | 2.00 s | 1.50 x | <= 1.5 x, met |" in made and "torch 2.11" in made
+    made = table.markdown([result(limit=[1.5, 1.5, 5.0])])
+    assert "| `a` | 3.00 s | `b` | 2.00 s | 1.50 x (1.00 to 2.50) | <= 1.5 x, met | 50 % | 2026-01-02 |" in made
+    assert "torch 2.11" in made
     readme = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
     written = table.with_table(readme, made)
     assert table.section(written) == made
@@ -105,7 +132,7 @@ def test_readme_shows_the_last_results() -> None:
     if path is None:
         pytest.skip("bench/results holds no results yet")
     assert table.section((ROOT / "README.md").read_text()) == table.readme_table(path)
-    assert {row.name for row in from_json(path.read_text())[1]} <= set(ROWS)
+    assert {row.name for row in from_json(path.read_text())} <= set(ROWS)
 
 
 def test_the_random_checkpoint_is_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +153,34 @@ def test_the_random_checkpoint_is_a_whole_one(tmp_path: Path, monkeypatch: pytes
 
 def test_long_rows_are_rows() -> None:
     assert set(LONG) < set(ROWS)
+
+
+def test_a_row_without_its_peer_is_absent_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("bench.rows.find_spec", lambda name: None)
+    for name, words in (("gpu-sd15-1-eager", "no GPU"), ("step-compiled", "compiler"), ("step-openvino", "pip install openvino")):
+        with pytest.raises(Absent, match=words):
+            ROWS[name]()
+
+
+def test_a_worker_counts_its_work_and_says_why_it_ended() -> None:
+    worker = Worker("bench.networks:gemm")
+    assert worker.work == 2.0 * 2048**3 and worker() > 0
+    worker.close()
+    with pytest.raises(RuntimeError, match="KeyError: 'no_such_call'"):
+        Worker("no_such_call")
+
+
+def test_both_sides_of_a_step_compute_the_same_shapes() -> None:
+    """In this process, on small maps: that the calls run, and that the counted work is the published one."""
+    import torch
+
+    from bench import networks
+
+    with torch.inference_mode():
+        for family in ("SD15", "SDXL"):
+            meta = torch.device("meta")
+            assert networks.diffusers_unet(family).conv_in.weight.device == meta
+        # 803 GFLOP a branch at 512 x 512, as profilers of the published network say.
+        assert networks.guided_work("SD15", 64, 1) == pytest.approx(1607e9, rel=0.02)
+        assert networks.guided_work("SD15", 64, 4) == pytest.approx(4 * 1607e9, rel=0.02)
