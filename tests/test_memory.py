@@ -2,16 +2,29 @@
 picture.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from referees import redraw
-from test_additions import model  # noqa: F401 - the fixture
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_additions import SPEC, model  # noqa: F401 - the fixture
 from torch import Tensor, nn
 
 from ddgen.app import memory
-from ddgen.app.memory import Turns, decode_bytes, fit_decoding, free_memory, offloads, take_turns
+from ddgen.app import pipeline as pipelines
+from ddgen.app.estimate import decode_bytes, step_bytes
+from ddgen.app.memory import (
+    Blocks,
+    Turns,
+    fit_decoding,
+    fitting_batch,
+    free_memory,
+    offload_mode,
+    take_turns,
+)
 from ddgen.app.pipeline import Pipeline, run
 from ddgen.app.plan import plan
 from ddgen.errors import UsageError
@@ -36,40 +49,113 @@ def test_a_container_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("word", "device", "weights", "free", "expected"),
     [
-        ("auto", GPU, 7, 10, False),
-        ("auto", GPU, 9, 10, True),
-        ("parts", GPU, 1, 10, True),
-        ("none", GPU, 90, 10, False),
-        ("auto", GPU, 9, None, False),
-        ("auto", CPU, 90, 10, False),
-        ("parts", CPU, 90, 10, False),
+        ("auto", GPU, (4, 3), 10, "none"),
+        ("auto", GPU, (5, 4), 10, "parts"),
+        ("auto", GPU, (9, 1), 10, "blocks"),
+        ("parts", GPU, (1, 0), 10, "parts"),
+        ("none", GPU, (90, 0), 10, "none"),
+        ("auto", GPU, (9, 9), None, "none"),
+        ("auto", CPU, (4, 3), 10, "none"),
+        ("auto", CPU, (5, 4), 10, "blocks"),
+        ("parts", CPU, (90, 0), 10, "none"),
+        ("blocks", CPU, (1, 0), 10, "blocks"),
+        ("blocks", GPU, (1, 0), None, "blocks"),
     ],
 )
-def test_when_parts_take_turns(
+def test_what_is_offloaded(
     word: str,
     device: torch.device,
-    weights: int,
+    weights: tuple[int, int],
     free: int | None,
-    expected: bool,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
-    assert offloads(word, device, weights) is expected
+    assert offload_mode(word, device, {"unet": weights[0], "text.0": weights[1]}) == expected
 
 
 def test_an_unknown_word_is_answered() -> None:
     with pytest.raises(UsageError, match="unknown offload 'part'"):
-        offloads("part", CPU, 1)
+        offload_mode("part", CPU, {"unet": 1})
 
 
 def test_tiles_only_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = AutoencoderKL(KLConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1))
     need = decode_bytes(stage.config, 512, 512)
-    assert need == 3 * 4 * 32 * 512 * 512 and decode_bytes(PatchConfig(), 512, 512) == 0
+    assert need == 5 * 4 * 32 * 512 * 512 and decode_bytes(PatchConfig(), 512, 512) == 0
     for free, tiled in ((None, False), (need * 2, False), (need, True)):
         monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
         fit_decoding(stage, 512, 512, CPU)
         assert stage.slicing and (stage.tiling is not None) is tiled
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    for side, tile in ((256, 64), (128, 32), (64, 32)):  # 128, 64 and 32 latent cells
+        fit_decoding(stage, side, side, CPU)
+        assert stage.tiling is not None and stage.tiling.size == tile
+
+
+def test_decoding_is_fitted_before_the_first_step(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    pipeline = Pipeline.load(str(model))
+    (job,) = plan(Request(prompts=("a cat",), seed=3), pipeline.spec)
+    order: list[str] = []
+    monkeypatch.setattr(pipelines, "fit_decoding", lambda *given: order.append("fitted"))
+    run(pipeline, [job], lambda step, steps: order.append("step"))
+    assert order == ["fitted"] + ["step"] * job.steps
+
+
+def test_a_batch_is_cut_to_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = plan(Request(prompts=("a cat",), seed=3), SPEC)
+    each = 2 * step_bytes(SPEC.arch.unet, 8, 8)
+    for free, guidance, dtype, fits in (
+        (None, 4.0, None, 8),
+        (each * 10, 4.0, None, 8),
+        (each * 5, 4.0, None, 4),
+        (each * 5, 4.0, torch.float16, 8),
+        (each * 5 / 2, 1.0, torch.float32, 4),
+        (1, 4.0, None, 1),
+    ):
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
+        assert fitting_batch(SPEC, replace(job, guidance=guidance), 8, CPU, dtype) == fits
+
+
+def halved(path: Path, folder: Path) -> Path:
+    """Write a model's file again in float16."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name).half() for name in file.keys()}
+        metadata = file.metadata()
+    save_file(tensors, folder / "half.safetensors", metadata)
+    return folder / "half.safetensors"
+
+
+def test_weights_kept_in_16_bits_make_the_same_picture(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Of a file in float16; and no two layers are wide at once."""
+    path = str(halved(model, tmp_path))
+    plain, small = Pipeline.load(path), Pipeline.load(path, offload="blocks")
+    modules = [small.denoiser.network, small.first_stage, small.text.towers]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    assert len(parameters) > 100 and {parameter.dtype for parameter in parameters} == {torch.float16}
+    wide: list[int] = []
+    for layer in small.denoiser.network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(
+                lambda *_: wide.append(
+                    sum(found.dtype == torch.float32 for found in small.denoiser.network.parameters())
+                )
+            )
+    (job,) = plan(Request(prompts=("a cat",), seed=3), plain.spec)
+    assert (run(plain, [job])[0] == run(small, [job])[0]).all()
+    assert wide and max(wide) == 0  # taken away before any hook behind it
+    after = [parameter for module in modules for parameter in module.parameters()]
+    assert all(a is b for a, b in zip(parameters, after, strict=True))
+
+
+def test_weights_are_taken_away_when_a_layer_fails() -> None:
+    layer = nn.Linear(2, 2).half()
+    Blocks(CPU, torch.float32).add(layer)
+    seen: list[torch.dtype] = []
+    layer.forward = lambda x: seen.append(layer.weight.dtype) or 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        layer(torch.zeros(1, 2))
+    assert seen == [torch.float32] and layer.weight.dtype == torch.float16
 
 
 class Part(nn.Module):

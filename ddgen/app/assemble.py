@@ -48,9 +48,8 @@ def assemble(
 ) -> Pipeline:
     """Load a Spec's weights and return the Pipeline that samples from them.
 
-    offload: "parts" lets text towers, U-Net and autoencoder take turns on the device, "auto" where they do
-    not
-    fit together.
+    offload: "parts" lets text towers, U-Net and autoencoder take turns on the device, "blocks" keeps weights in
+    16 bits and brings each layer's when it runs; "auto" where they do not fit otherwise.
 
     Raises:
         ModelError: the weights are not here, damaged, or do not fit the Spec's Arch.
@@ -66,15 +65,20 @@ def assemble(
         found = found.averaged()
     compute = choose_dtype(dtype, place, spec, found)
     text_dtype = torch.float16 if _half_gpu(compute, place) else torch.float32
-    if text_backend == "native":
+    word = "none" if place.type == "cpu" and offload == "auto" and kept.holds() else offload  # loaded already
+    mode = memory.offload_mode(word, place, weights_bytes(found, compute))
+    turns, blocks = mode == "parts", mode == "blocks"
+    home = torch.device("cpu") if turns or blocks else place
+    small = torch.float16 if blocks and compute.itemsize > 2 else compute
+    if text_backend == "native" and not blocks:
         kept.note(entry_of(spec, path, compute, text_dtype))
-    turns = memory.offloads(offload, place, weights_bytes(found, compute))
-    home = torch.device("cpu") if turns else place
     with ThreadPoolExecutor(1) as pool:
         digests = pool.submit(weights_digests, spec)
-        network = load_unet(spec, found, compute, home)
-        stage = load_first_stage(spec, found, torch.float32, home)
-        text = load_text(spec, found, text_backend, text_dtype, home)
+        network = load_unet(spec, found, small, home)
+        stage = load_first_stage(spec, found, torch.float16 if blocks else torch.float32, home)
+        if blocks and text_backend == "native":
+            text_dtype = torch.float16
+        text = load_text(spec, found, text_backend, text_dtype, place if blocks else home)
     denoiser = Denoiser(
         network, spec.prediction, make_schedule(spec.schedule), spec.x0_clamp, compute, spec.sigma_data
     )
@@ -83,12 +87,14 @@ def assemble(
         kind = str(compute).removeprefix("torch.")
         where = "cpu" if turns else device
         pipeline.refiner = assemble(
-            spec.refiner, device=where, dtype=kind, text_backend=text_backend, offload=offload
+            spec.refiner, device=where, dtype=kind, text_backend=text_backend, offload="blocks" if blocks else offload
         )
     if any(item.kind != "vae" for item in spec.additions):
         from ddgen.app.additions import Added
 
         pipeline.notes = Added(spec, network, text, found).set(spec.additions)
+    if blocks:
+        memory.keep_small(pipeline, compute)
     if turns:
         memory.take_turns([pipeline, *([] if pipeline.refiner is None else [pipeline.refiner])], place)
     return pipeline
@@ -130,17 +136,16 @@ def held_bytes(entry: kept.Entry) -> int:
     Raises:
         ModelError: the files are not there any more, or not what they were.
     """
-    return weights_bytes(open_checkpoint(entry["path"]), DTYPES[entry["dtype"]])
+    return sum(weights_bytes(open_checkpoint(entry["path"]), DTYPES[entry["dtype"]]).values())
 
 
-def weights_bytes(found: Checkpoint, compute: torch.dtype) -> int:
-    """Return about how many bytes a checkpoint's parts take in memory: the first stage as it is, the rest in
-    the compute dtype."""
-    total = 0
-    for name, part in found.parts.items():
-        size = 4 if name == "first_stage" else compute.itemsize
-        total += sum(size * product(stored.shape) for stored in part.values())
-    return total
+def weights_bytes(found: Checkpoint, compute: torch.dtype) -> dict[str, int]:
+    """Return about how many bytes each part of a checkpoint takes in memory: the first stage in float32, the
+    rest in the compute dtype."""
+    return {
+        name: sum((4 if name == "first_stage" else compute.itemsize) * product(stored.shape) for stored in part.values())
+        for name, part in found.parts.items()
+    }
 
 
 def local_path(spec: Spec) -> Path:

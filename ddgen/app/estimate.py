@@ -1,8 +1,8 @@
-"""How long a run will take, roughly: the work counted from the networks' shapes, over the speed of a short
-matrix product on this device.
+"""How long a run will take and how much memory, roughly: counted from the networks' shapes, and for the time
+over the speed of a short matrix product on this device.
 
-Said before runs of minutes, so that nobody waits for one unawares. Networks below SMALL parameters are quick
-enough everywhere and are not asked about; torch is imported only for the measurement.
+Said before runs of minutes, so that nobody waits for one unawares, and by `--plan`. Networks below SMALL
+parameters are quick enough everywhere and are not asked about; torch is imported only for the measurement.
 """
 
 import time
@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ddgen.diffusion.samplers import SAMPLERS
-from ddgen.nets.config import KLConfig, UNetConfig
+from ddgen.nets.config import FirstStageConfig, KLConfig, UNetConfig
 from ddgen.request import Job
+from ddgen.text.config import CLIPConfig
 from ddgen.weights.arch import FAMILIES
 from ddgen.weights.spec import Spec
 
@@ -85,6 +86,86 @@ def unet(config: UNetConfig, height: int, width: int) -> Work:
         if level:
             work.layer(9 * here * here, places * 4)
     return work
+
+
+# Maps of the finest level (model_channels x places) that are alive at once in one row, counted tensor by tensor
+# on SD1.5, SD2.1 and SDXL: the feed-forward of that level, or where it has none its joined skips.
+STEP_MAPS = {True: 25, False: 16}
+FLOAT = 4  # bytes
+
+
+def step_bytes(config: UNetConfig, height: int, width: int) -> int:
+    """Return about how many bytes of activations one row of a latent of this size takes in float32."""
+    maps = STEP_MAPS[any(config.down_depth[0])]
+    return maps * FLOAT * config.model_channels * height * width
+
+
+def decode_bytes(config: FirstStageConfig, height: int, width: int) -> int:
+    """Return about how many bytes decoding one picture of height x width pixels takes."""
+    if not isinstance(config, KLConfig):
+        return 0
+    wide = config.channel_mult[min(1, len(config.channel_mult) - 1)]
+    maps = wide + 4  # what entered the finest level, and a block's input, middle, middle normalised and result
+    return maps * FLOAT * config.model_channels * height * width // config.patch**2
+
+
+def autoencoder_parameters(config: FirstStageConfig) -> float:
+    """Return about how many weights a first stage has: twice its decoder's."""
+    return 2 * decoder(config, 8 * config.factor, 8 * config.factor).parameters if isinstance(config, KLConfig) else 0
+
+
+def tower_parameters(config: CLIPConfig) -> float:
+    """Return about how many weights a text tower has."""
+    each = 4 * config.width**2 + 2 * config.width * config.mlp
+    return config.vocab_size * config.width + config.layers * each
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: of the weights as they are kept, of a step's activations, of decoding a picture."""
+
+    weights: float
+    step: float
+    decode: float
+
+    @property
+    def most(self) -> float:
+        """What is held at once at the worst moment."""
+        return self.weights + max(self.step, self.decode)
+
+
+def memory(spec: Spec, job: Job, batch: int, *, half: bool, blocks: bool = False) -> Memory:
+    """Return about what a batch of pictures like `job` takes beside the program itself.
+
+    half: the network computes in 16 bits. blocks: all weights are kept in 16 bits (`--offload blocks`).
+    """
+    stage, size = spec.arch.first_stage, 2 if half else 4
+    shape = job.height // stage.factor, job.width // stage.factor
+    kept = 2 if blocks else size
+    weights = kept * (
+        unet(spec.arch.unet, *shape).parameters + sum(tower_parameters(tower.config) for tower in spec.arch.text)
+    )
+    weights += (2 if blocks else 4) * autoencoder_parameters(stage)
+    branches = 1 if job.guidance == 1 else 2
+    step = batch * branches * step_bytes(spec.arch.unet, *shape) * size / 4
+    return Memory(weights, step, decode_bytes(stage, job.height, job.width))
+
+
+def memory_line(spec: Spec, job: Job, batch: int) -> str | None:
+    """Return what a run will take in words, None for a small model. batch: pictures at once."""
+    if not heavy(spec):
+        return None
+    full = memory(spec, job, batch, half=False)
+    half, blocks = memory(spec, job, batch, half=True), memory(spec, job, batch, half=False, blocks=True)
+    parts = f"weights {_giga(full.weights)}, a step {_giga(full.step)}, decoding {_giga(full.decode)}"
+    return (
+        f"{spec.name} takes about {_giga(full.most)} GB in float32 ({parts}), {_giga(half.most)} GB in 16 bits, "
+        f"{_giga(blocks.most)} GB with --offload blocks"
+    )
+
+
+def _giga(size: float) -> str:
+    return f"{size / 1e9:.1f}"
 
 
 def decoder(config: KLConfig, height: int, width: int) -> Work:

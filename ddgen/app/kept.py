@@ -34,6 +34,11 @@ def note(entry: Entry) -> None:
         noted.append(entry)
 
 
+def holds() -> bool:
+    """Whether any part is in memory already."""
+    return bool(_held)
+
+
 def take(
     part: str,
     tensors: "Part",

@@ -1,40 +1,41 @@
-"""Making a run fit into memory: one part at a time on the device, pictures decoded one by one, in tiles only
-where nothing else helps.
+"""Making a run fit into memory. What is tried, in this order, and all of it before the first step:
 
-    offload    parts live in the computer's memory and take turns on the device     when the weights fill over
-    80 % of what is free
-    slicing    a batch is decoded image by image                                    always: the same result
-    for less
-    tiling     the autoencoder's fine levels run tile by tile                       when decoding needs more
-    than 60 % of what is free
+    batch      fewer pictures at once              where so many asked for need more than 80 % of what is free
+    slicing    a batch is decoded picture by picture     always: the same result for less
+    tiling     the autoencoder's fine levels run tile by tile    when decoding needs more than 60 %
+    offload    "parts": text, network and autoencoder take turns on a GPU     when the weights fill over 80 %
+               "blocks": weights are kept in 16 bits in the computer's memory, and each layer's are brought
+               and cast only while it runs                       when that is still, or on a CPU, too much
 
-Estimates are rough on purpose; what they decide is only made slower by being wrong, and `--offload` overrules
-the first.
+What a run needs is estimated in estimate.py; what it decides is only made slower by being wrong, and
+`--offload` overrules the last.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ddgen.app.estimate import decode_bytes, step_bytes
 from ddgen.errors import choose
-from ddgen.nets.config import FirstStageConfig, KLConfig
 from ddgen.nets.tiling import Tiling
 
 if TYPE_CHECKING:
     from ddgen.app.pipeline import FirstStage, Pipeline
     from ddgen.nets.vae import AutoencoderKL
+    from ddgen.request import Job
+    from ddgen.weights.spec import Spec
 
-OFFLOADS = ("auto", "none", "parts")
+OFFLOADS = ("auto", "none", "parts", "blocks")
 WEIGHTS_SHARE = 0.8
+BATCH_SHARE = 0.8
 DECODE_SHARE = 0.6
-LIVE_MAPS = 3  # feature maps of the finest level that are alive at once while decoding
-FLOAT = 4  # bytes
+SMALL_TILE = 32  # latent cells: for pictures that a common tile would cover whole
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -67,26 +68,35 @@ def _cgroup_room() -> int | None:
         return None
 
 
-def offloads(word: str, device: torch.device, weights: int) -> bool:
-    """Return whether parts take turns on the device. weights: bytes of all of them, in the dtypes they run
-    in.
+def offload_mode(word: str, device: torch.device, weights: Mapping[str, int]) -> str:
+    """Return "none", "parts" or "blocks". weights: bytes of each part, in the dtype that it runs in.
 
     Raises:
         UsageError: an unknown word.
     """
     choose("offload", word, OFFLOADS)
-    if device.type == "cpu" or word == "none":
-        return False
+    if word == "parts" and device.type == "cpu":
+        return "none"
+    if word != "auto":
+        return word
     free = free_memory(device)
-    return word == "parts" or (free is not None and weights > WEIGHTS_SHARE * free)
+    if free is None or sum(weights.values()) <= WEIGHTS_SHARE * free:
+        return "none"
+    if device.type != "cpu" and max(weights.values()) <= WEIGHTS_SHARE * free:
+        return "parts"
+    return "blocks"
 
 
-def decode_bytes(config: FirstStageConfig, height: int, width: int) -> int:
-    """Return about how many bytes decoding one picture of height x width pixels takes at its finest level."""
-    if not isinstance(config, KLConfig):
-        return 0
-    channels = config.model_channels * (config.channel_mult[1] if len(config.channel_mult) > 1 else 1)
-    return LIVE_MAPS * FLOAT * channels * height * width
+def fitting_batch(spec: Spec, job: Job, size: int, device: torch.device, dtype: torch.dtype | None) -> int:
+    """Return how many of `size` pictures like `job` go through the network at once; at least one."""
+    free = free_memory(device)
+    if free is None:
+        return size
+    factor = spec.arch.first_stage.factor
+    shape = job.height // factor, job.width // factor
+    branches = 1 if job.guidance == 1 else 2
+    each = branches * step_bytes(spec.arch.unet, *shape) * (dtype or torch.float32).itemsize // 4
+    return max(1, min(size, int(BATCH_SHARE * free // max(each, 1))))
 
 
 def fit_decoding(stage: FirstStage, height: int, width: int, device: torch.device) -> None:
@@ -97,7 +107,40 @@ def fit_decoding(stage: FirstStage, height: int, width: int, device: torch.devic
     free = free_memory(device)
     kl.slicing = True
     tight = free is not None and decode_bytes(kl.config, height, width) > DECODE_SHARE * free
-    kl.tiling = Tiling() if tight else None
+    kl.tiling = None
+    if tight:
+        common = Tiling()
+        covered = max(height, width) // kl.factor <= common.size
+        kl.tiling = Tiling(SMALL_TILE, SMALL_TILE // 4) if covered else common
+
+
+class Blocks:
+    """Weights in 16 bits, each layer's brought to a device and cast only while it runs.
+
+    The same numbers come out as of the whole network cast at once: a float16 number has its exact float32.
+    """
+
+    def __init__(self, device: torch.device, compute: torch.dtype) -> None:
+        self._device = device
+        self._compute = compute
+
+    def add(self, part: nn.Module) -> None:
+        """Let the layers of a part be brought and taken away."""
+        for layer in part.modules():
+            if layer._parameters:
+                layer.register_forward_pre_hook(self._bring)
+                layer.register_forward_hook(_take_away, always_call=True)
+
+    def _bring(self, layer: nn.Module, arguments: object) -> None:
+        kept = dict(layer._parameters)
+        layer.__dict__["kept_small"] = kept
+        for name, parameter in kept.items():
+            if parameter is not None:
+                layer._parameters[name] = parameter.to(self._device, self._compute)  # type: ignore[assignment]
+
+
+def _take_away(layer: nn.Module, arguments: object, output: object) -> None:
+    layer._parameters.update(layer.__dict__.pop("kept_small", {}))
 
 
 class Turns:
@@ -132,6 +175,20 @@ class Turns:
 
     def _bring(self, value: Any) -> Any:
         return value.to(self._device) if isinstance(value, Tensor) else value
+
+
+def keep_small(pipeline: Pipeline, compute: torch.dtype) -> None:
+    """Let the weights of a pipeline, loaded in 16 bits, be brought layer by layer; a text tower on a GPU
+    stays there."""
+    blocks = Blocks(pipeline.device, compute)
+    assert isinstance(pipeline.denoiser.network, nn.Module)
+    blocks.add(pipeline.denoiser.network)
+    wide = Blocks(pipeline.device, torch.float32)  # SDXL's autoencoder overflows in float16
+    if isinstance(pipeline.first_stage, nn.Module):
+        wide.add(pipeline.first_stage)
+    if pipeline.device.type == "cpu":
+        for tower in getattr(pipeline.text, "towers", ()):
+            wide.add(tower)
 
 
 def take_turns(pipelines: Iterable[Pipeline], device: torch.device) -> None:

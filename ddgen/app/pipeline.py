@@ -132,8 +132,8 @@ def run(
     networks = [part.denoiser.network for part in (pipeline, pipeline.refiner) if part is not None]
     reading = [*networks, *(control.network for control in controls)]
     with seamless([*networks, pipeline.first_stage], jobs[0].tile), remembering(reading):
-        latents = sample(pipeline, jobs, on_step, source, on_start, controls, pictures)
         fit_decoding(pipeline.first_stage, jobs[0].height, jobs[0].width, pipeline.device)
+        latents = sample(pipeline, jobs, on_step, source, on_start, controls, pictures)
         pixels = pipeline.first_stage.decode(latents)
     bad = [str(job.seed) for job, image in zip(jobs, pixels, strict=True) if not torch.isfinite(image).all()]
     if bad:

@@ -233,7 +233,11 @@ Dtype = Annotated[str | None, value(MODEL, "NAME", "float32, bfloat16, float16. 
 Offload = Annotated[
     str | None,
     value(
-        MODEL, "NAME", "parts: text, network and autoencoder take turns on the device; none. [auto]", "--offload"
+        MODEL,
+        "NAME",
+        "parts: text, network and autoencoder take turns on the GPU; blocks: weights are kept in 16 bits, layers "
+        "brought one by one; none. [auto]",
+        "--offload",
     ),
 ]
 TextBackend = Annotated[

@@ -200,6 +200,7 @@ def deliver(
         console.warn(remark)
     if given["plan"]:
         sample_run.show_plan(jobs, names, grid=given["grid"])
+        sample_run.show_memory(spec, jobs[0], values["batch_size"])
     else:
         end = "\0" if given["null"] else "\n"
         sample_run.make(jobs, names, spec, values, grid=given["grid"], end=end, draw=draw, steps=steps, pick=pick)

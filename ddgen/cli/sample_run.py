@@ -47,6 +47,15 @@ def show_plan(jobs: Sequence[Job], names: Names | None, *, grid: bool) -> None:
             console.out(f"{path}  all {len(jobs)} in one sheet")
 
 
+def show_memory(spec: Spec, job: Job, batch: int | None) -> None:
+    """Say what memory a run of a large model will take."""
+    from ddgen.app import estimate
+
+    line = estimate.memory_line(spec, job, batch or 1)
+    if line is not None:
+        console.say(f"ddgen: {line}")
+
+
 Draw = Callable[["Pipeline", Sequence[Job], "OnStep"], list[Any]]
 """(pipeline, batch of jobs, on_step) -> one picture a job."""
 
@@ -88,7 +97,7 @@ def make(
         console.say(f"ddgen: {warning}")
     kind = names.target.format if names is not None else parse_output("-", values["format"]).format
     saving = produce.Saving(kind, values["quality"], values["metadata"])
-    batches = planning.batches(iter(jobs), values["batch_size"])
+    batches = planning.batches(iter(jobs), batch_size(spec, jobs[0], values["batch_size"], loaded))
     results = []
     total = sum(job.steps for job in jobs) if steps is None else steps
     with make_progress(values["progress"], total, "steps") as bar:
@@ -116,6 +125,18 @@ def make(
                 console.out_json({"type": "grid", "path": str(path), "images": len(results)})
             else:
                 console.out(str(path), end=end)
+
+
+def batch_size(spec: Spec, job: Job, asked: int | None, loaded: "Pipeline") -> int | None:
+    """Return how many pictures go at once: as many as were asked for, or as fit."""
+    if asked is None or asked == 1:
+        return asked
+    from ddgen.app.memory import fitting_batch
+
+    fits = fitting_batch(spec, job, asked, loaded.device, loaded.denoiser.dtype)
+    if fits < asked:
+        console.warn(f"--batch-size {asked} does not fit into memory; {fits} at once")
+    return fits
 
 
 def load(spec: Spec, values: Mapping[str, Any]) -> "Pipeline":

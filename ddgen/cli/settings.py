@@ -172,7 +172,7 @@ SETTINGS: dict[str, Setting] = {
     "refiner_start": Setting(number),
     "device": Setting(device, "auto"),
     "dtype": Setting(one_of("auto", "float32", "bfloat16", "float16"), "auto"),
-    "offload": Setting(one_of("auto", "none", "parts"), "auto"),
+    "offload": Setting(one_of("auto", "none", "parts", "blocks"), "auto"),
     "text_backend": Setting(one_of("native", "transformers", "open_clip"), "native"),
     "progress": Setting(one_of("auto", "bar", "log", "json", "none"), "auto"),
     "color": Setting(one_of("auto", "always", "never"), "auto"),
