@@ -171,16 +171,11 @@ def test_a_worker_counts_its_work_and_says_why_it_ended() -> None:
         Worker("no_such_call")
 
 
-def test_both_sides_of_a_step_compute_the_same_shapes() -> None:
-    """In this process, on small maps: that the calls run, and that the counted work is the published one."""
+def test_the_counted_work_is_the_published_one() -> None:
+    """803 GFLOP a branch at 512 x 512, as profilers of the published network say."""
     import torch
 
     from bench import networks
 
     with torch.inference_mode():
-        for family in ("SD15", "SDXL"):
-            meta = torch.device("meta")
-            assert networks.diffusers_unet(family).conv_in.weight.device == meta
-        # 803 GFLOP a branch at 512 x 512, as profilers of the published network say.
         assert networks.guided_work("SD15", 64, 1) == pytest.approx(1607e9, rel=0.02)
-        assert networks.guided_work("SD15", 64, 4) == pytest.approx(4 * 1607e9, rel=0.02)
