@@ -1,7 +1,7 @@
 """The forecast before a long run: the counted work against published numbers, and when a line is said."""
 
-from collections import Counter
 import weakref
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
