@@ -6,7 +6,8 @@ DIR is what `ddgen data build stickers` wrote. The judge knows nothing of the ge
 colours and the directions of edges (16 x 16 cells) with every picture of DIR and takes the concept of the
 nearest. Prompts: prompts/eval/concepts.jsonl, one per concept. First it judges itself: each picture
 of one style by the pictures of the others. --sheet writes prompts/eval/sheet.txt, seeds 0-3, unpicked, as
-WebP.
+WebP. --compositions N draws as many things in other colours and on backgrounds, half of them trained and half
+held out, and takes the nearest of all things in all colours: thing and colour must both be right.
 """
 
 import argparse
@@ -78,6 +79,61 @@ def judge_itself(known: np.ndarray, concepts: Sequence[str], styles: Sequence[st
     return float(np.mean(right))
 
 
+def read_cut(folder: Path) -> dict[str, list[np.ndarray]]:
+    """Return the pictures of each concept cut out of the key colour, (H, W, 4)."""
+    from ddgen.app.concepts import BACKGROUNDS, KEY
+    from ddgen.io.matte import key_out
+
+    found: dict[str, list[np.ndarray]] = {}
+    for line in (folder / "metadata.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row.get("background") == KEY:
+            pixels = np.asarray(Image.open(folder / row["file_name"]).convert("RGB"))
+            found.setdefault(row["icon"], []).append(key_out(pixels, BACKGROUNDS[KEY]))
+    return found
+
+
+def judge_compositions(draw, cut: dict[str, list[np.ndarray]], count: int) -> dict[str, tuple[int, int]]:
+    """Return (right, asked) for things in other colours and on backgrounds, trained and held out.
+
+    draw: prompts to pictures, one seed each. cut: from read_cut.
+    """
+    from ddgen.app.concepts import BACKGROUNDS, COLOURS, concepts, held_out, with_article
+    from ddgen.app.stickers import dominant_hue, laid_on, recolour
+
+    listed = [concept for concept in concepts() if concept.icon in cut]
+    dyed = [
+        (concept.icon, colour, [laid_on(recolour(raw, colour, dominant_hue(raw))) for raw in cut[concept.icon]])
+        for concept in listed
+        if concept.recolour
+        for colour in COLOURS
+    ]
+    grounds = [
+        (concept.icon, name, [laid_on(raw, rgb) for raw in cut[concept.icon]])
+        for concept in listed
+        for name, rgb in BACKGROUNDS.items()
+    ]
+    by_icon = {concept.icon: concept for concept in listed}
+    results = {}
+    for kind, known in (("thing", dyed), ("background", grounds)):
+        table = np.stack([features(picture) for _, _, pictures in known for picture in pictures])
+        labels = [(icon, colour) for icon, colour, pictures in known for _ in pictures]
+        for held in (False, True):
+            pairs = [(icon, colour) for icon, colour, _ in known if held_out(icon, colour, kind) == held]
+            order = np.random.default_rng(0).permutation(len(pairs))[: count // 2]
+            asked = [pairs[i] for i in order]
+            prompts = [
+                f"{by_icon[icon].phrase} on a {colour} background"
+                if kind == "background"
+                else with_article(f"{colour} {by_icon[icon].plain_name}")
+                for icon, colour in asked
+            ]
+            seen = nearest(np.stack([features(picture) for picture in draw(prompts)]), table)
+            right = sum(labels[i] == wanted for i, wanted in zip(seen, asked, strict=True))
+            results[f"{kind}, {'held out' if held else 'trained'}"] = (right, len(asked))
+    return results
+
+
 def grid(pictures: Sequence[np.ndarray], per_prompt: int) -> bytes:
     """Return pictures as one WebP: a column per prompt, a row per seed, eight prompts wide."""
     wide = 8
@@ -97,6 +153,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--compositions", type=int, default=0)
     options = parser.parse_args()
     known, concepts, styles = read_data(options.data)
     print(f"the judge itself, on styles it was not shown: {judge_itself(known, concepts, styles):.3f}")
@@ -118,6 +175,14 @@ def main() -> None:
             f"{model}: {1 - len(wrong) / len(wanted):.3f} of {len(wanted)} pictures show what was asked for"
         )
         print("  wrong: " + ", ".join(wrong))
+        if options.compositions:
+            found = judge_compositions(
+                lambda prompts: draw(pipeline, prompts, [0]),  # noqa: B023
+                read_cut(options.data),
+                options.compositions,
+            )
+            for name, (right, asked) in found.items():
+                print(f"  {name}: {right} of {asked}")
 
 
 if __name__ == "__main__":
