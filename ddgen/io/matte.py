@@ -5,7 +5,7 @@
 A pixel is ground where it is near the key colour K; only pixels within a few of the ground can be mixed with
 it, all others are the thing itself, whatever its colours. `share` is how much of the key's tint a colour has,
 1 for the key: for magenta min(R, B) - G. share(F) is taken from the thing beside the mixed pixel, so purple
-things keep their edges. The colour of a mixed pixel is freed of the key, so no rim is left.
+things keep their edges; no mixed pixel keeps more of the key's tint than that, so no rim is left.
 
 Ref: Smith & Blinn 1996, "Blue screen matting", section 4.
 """
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from ddgen.io.images import Pixels
 
-GROUND = 0.72  # of the key's spill: more is ground
-RIM = 3  # pixels beside the ground that may be mixed with it, at 128 x 128
+GROUND = 0.6  # share of the key: more is ground
+RIM = 5  # pixels beside the ground that may be mixed with it, at 128 x 128
 
 
 def key_out(pixels: "Pixels", key: tuple[int, int, int]) -> "Pixels":
@@ -39,6 +39,8 @@ def key_out(pixels: "Pixels", key: tuple[int, int, int]) -> "Pixels":
     alpha[ground] = 0
     cover = alpha[..., None]
     free = (pixels - (1 - cover) * colour) / np.maximum(cover, 1 / 255)
+    left = (_spill(free, colour) - beside * _spill(colour, colour)).clip(0) * mixed
+    free -= left[..., None] * (colour > colour.mean())
     found = np.concatenate([free.clip(0, 255), 255 * alpha[..., None]], axis=-1)
     found[alpha == 0] = 0  # what cannot be seen says nothing, and packs best
     return (found + 0.5).astype(np.uint8)
