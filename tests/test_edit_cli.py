@@ -406,7 +406,7 @@ def test_tiles_and_variations_are_settings_of_sample(ddgen: Call) -> None:
 def test_no_flag_of_sample_is_taken_and_forgotten() -> None:
     """A flag that is new to `sample` is either heeded by settle, words and deliver, or named in SAMPLE_ALONE."""
     heeded = """prompts negative prompt_syntax style styles_file expand wildcards strict_tokens num seed width height size
-        ar scale tile steps guidance guidance_rescale guidance_interval sampler spacing sigmas eta rng variation
+        best scorer ar scale tile steps guidance guidance_rescale guidance_interval sampler spacing sigmas eta rng variation
         variation_seed model weights_file lora embedding vae refiner refiner_start prediction clip_skip ema device dtype
         offload text_backend batch_size keep_alive offline output force format quality grid metadata plan json null progress
         preview color quiet verbose debug version context""".split()

@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
     app.command("morph", epilog=EXAMPLES)(morph)
 
 
-@editing.like_sample("num", "format", "grid", "preview", "variation", "variation_seed")
+@editing.like_sample("num", "best", "scorer", "format", "grid", "preview", "variation", "variation_seed")
 def morph(
     context: typer.Context,
     prompts: flags.Prompts = None,

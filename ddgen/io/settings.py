@@ -196,7 +196,7 @@ def key_name(key: str) -> str:
     close = nearest(name, [*KEYS, *ALIASES, "prompt"])
     raise SettingError(
         f"unknown key '{key}'",
-        f"did you mean '{close}'?" if close is not None else "one of: prompt, " + ", ".join(sorted(KEYS)),
+        f"did you mean '{close}'?" if close is not None else "a key is a flag of 'ddgen batch --help' without its dashes",
     )
 
 
