@@ -45,7 +45,7 @@ def run(argv: Sequence[str], **variables: str) -> Ran:
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
         process = subprocess.Popen(
-            argv, cwd=work, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **variables}
+            argv, cwd=work, stdout=subprocess.DEVNULL, stderr=errors, env={**surroundings(), **variables}
         )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
@@ -56,6 +56,12 @@ def run(argv: Sequence[str], **variables: str) -> Ran:
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     above = usage.ru_maxrss > 1.02 * own_peak()  # the system counts a little behind
     return Ran(seconds, usage.ru_maxrss * unit / 1e6 if above else float("nan"))
+
+
+def surroundings() -> dict[str, str]:
+    """Return the environment of a command: one in which Python keeps what it has compiled, as an install
+    does."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def own_peak() -> int:

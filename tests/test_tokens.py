@@ -17,7 +17,10 @@ from ddgen.text.tokens import (
     COMMA_ID,
     END_ID,
     START_ID,
+    _WHOLE,
     Tokenizer,
+    _built,
+    _built_for,
     _read_merges,
     byte_symbols,
     cuts,
@@ -195,6 +198,33 @@ def test_cuts_lose_nothing(ids):
     assert all(55 < stop - start <= 75 for start, stop in pairs[:-1])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.one_of(st.text(max_size=60), st.sampled_from(AGREED), st.text("abe'<>/w 1,\n", max_size=60)))
+def test_the_small_vocabulary_of_a_text_gives_the_same_ids(text):
+    text = text.encode("utf-8", "replace").decode()
+    path = vocabulary_file()
+    small = _built_for(path, text)
+    assert small.encode(text, add_special_tokens=False).ids == _built(path).encode(text, add_special_tokens=False).ids
+    assert small.get_vocab_size() < 49408 / 4
+
+
+def test_few_short_texts_spare_the_vocabulary_and_many_do_not(tmp_path):
+    path = tmp_path / "vocabulary.txt.gz"
+    path.write_bytes(vocabulary_file().read_bytes())
+    tokenizer = Tokenizer(path)
+    for _ in range(4):
+        assert tokenizer.encode("a red apple") == TOKENIZER.encode("a red apple")
+        assert path not in _WHOLE
+    assert tokenizer.encode("") == []
+    tokenizer.encode("a red apple")
+    whole = _WHOLE.pop(path)
+    long = Tokenizer(path)
+    long.encode("a red apple " * 40)
+    assert _WHOLE.pop(path) is not whole
+    long.read()
+    assert _WHOLE.pop(path).get_vocab_size() == 49408
+
+
 def test_missing_and_damaged_vocabulary(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install open_clip_torch"):
@@ -204,11 +234,15 @@ def test_missing_and_damaged_vocabulary(tmp_path, monkeypatch):
         gzip.compress(b"version\na b\n"),
         gzip.compress(b"\xff\n" * 60000),
         gzip.compress(b"x\n" * 60000)[:-20],
+        gzip.compress(b"version\n" + b"a b\n" * 20000 + b"ab\na b \n" + b"a b\n" * 40000),
     ):
         path = tmp_path / "damaged.gz"
         path.write_bytes(data)
         with pytest.raises(ModelError):
-            _read_merges(path)
+            Tokenizer(path).encode("a b ab")
+        with pytest.raises(ModelError):
+            Tokenizer(path).encode("a b ab" * 100)
+        _read_merges.cache_clear()
 
 
 def test_needs_no_torch_no_home_and_writes_nothing(tmp_path):

@@ -299,7 +299,7 @@ def read_ahead() -> None:
         command_of(name)
     Image.preinit()
     with contextlib.suppress(DdgenError):  # whoever calls will be told
-        Tokenizer().encode("a")
+        Tokenizer().read()
         registry.find(None)
 
 
