@@ -18,7 +18,7 @@ from ddgen.app.ledger import Shard
 from ddgen.app.styles import Style
 from ddgen.app.tasks import replayable
 from ddgen.errors import InputError, OutputError, UsageError
-from ddgen.io.lines import BadLine
+from ddgen.io.lines import BadLine, PromptLine
 from ddgen.io.prompts import PromptFile, stream
 from ddgen.io.settings import Settings
 from ddgen.io.whole import embedded_id
@@ -205,6 +205,19 @@ def test_sweeps_make_the_product_with_one_seed(tmp_path: Path) -> None:
     )
 
 
+def test_a_line_never_takes_the_settings_of_the_one_before(tmp_path: Path) -> None:
+    each = [{}, {"steps": (9,)}, {}, {"steps": (9,), "seed": (4,)}, {"num": (2,)}, {"seed": (5,), "guidance": (2.0,)}]
+    given = [
+        PromptLine("prompt file 'p'", number, f"a {number}", settings)  # type: ignore[arg-type]
+        for number, settings in enumerate(each, 1)
+    ]
+    together = planner(tmp_path)
+    found = [task for line in given for task in together.tasks(line)]
+    alone = [task for line in given for task in planner(tmp_path).tasks(line)]
+    assert found == alone and [task.job.steps for task in found] == [3, 9, 3, 9, 3, 3, 3]
+    assert found[3].job.seed == 4 and found[-1].job.guidance == 2.0
+
+
 def test_expansion_and_styles(tmp_path: Path) -> None:
     styles = {"s": Style("s", "{prompt}, neat", "blurry", {"steps": 9})}
     given = planner(
@@ -300,6 +313,7 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from batch_fakes import planner
 from ddgen.app import sources
+from ddgen.io.lines import BadLine, PromptLine
 from ddgen.io.prompts import PromptFile
 file = PromptFile(sys.argv[1])
 count = 0

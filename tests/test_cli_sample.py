@@ -347,11 +347,13 @@ def poison(place: Place) -> Path:
         ["sample", "--help"],
         ["--version"],
         ["sample", "x", "--plan", "--json"],
+        ["batch", "prompts.txt", "--plan"],
         ["config", "show"],
         ["sample", "x", "--steps", "0"],
     ],
 )
 def test_torch_is_not_imported_for(place: Place, arguments: list[str]) -> None:
+    (place.path / "prompts.txt").write_text("a red apple\na fox --steps 3\n")
     done = place.run(*arguments, fake=False, PYTHONPATH=str(poison(place)))
     assert b"torch was imported" not in done.stdout + done.stderr
     assert done.returncode == (2 if "0" in arguments else 0), done.stderr

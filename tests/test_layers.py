@@ -104,6 +104,12 @@ def test_help_imports_no_command() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_numpy_waits_for_pictures() -> None:
+    code = "import sys, ddgen.cli.sample, ddgen.cli.batch_run\nassert not {'numpy', 'PIL'} & set(sys.modules)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("package", sorted({path.parent.name for path in modules() if path.parent != ROOT}))
 def test_layer_packages_are_empty_and_files_readable(package: str) -> None:
     assert (ROOT / package / "__init__.py").read_text() == ""

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from operator import attrgetter
 
 from ddgen.io.metadata import canonical
 from ddgen.request import Job
@@ -22,9 +23,12 @@ from ddgen.weights.registry import absent
 from ddgen.weights.spec import Spec
 
 ID_DIGITS = 32
-_FIELDS = {field.name: field.default for field in fields(Job) if field.name != "model"}
+_NAMES = tuple(field.name for field in fields(Job) if field.name != "model")
+_DEFAULTS = tuple(field.default for field in fields(Job) if field.name != "model")
+_values = attrgetter(*_NAMES)
 _NUMERICS = 1
 """Raised when the same settings come to mean another picture."""
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=asdict).encode
 
 
 def model_key(spec: Spec, digests: Mapping[str, str]) -> str:
@@ -42,13 +46,9 @@ def model_key(spec: Spec, digests: Mapping[str, str]) -> str:
 
 def job_id(job: Job, model: str) -> str:
     """Return the id of a job. model: from model_key."""
-    values = ((name, getattr(job, name), default) for name, default in _FIELDS.items())
-    said = {
-        name: value for name, value, default in values if value != default
-    }  # so a new setting renames no old job
-    text = json.dumps(
-        [_NUMERICS, model, said], sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=asdict
-    )
+    values = zip(_NAMES, _values(job), _DEFAULTS, strict=True)
+    said = {name: value for name, value, default in values if value != default}  # a new setting renames no old job
+    text = _encode([_NUMERICS, model, said])
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
 

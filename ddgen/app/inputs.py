@@ -11,14 +11,15 @@ comes, so that a batch of ten thousand holds none.
 """
 
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ddgen.app import canvas, plan, steering, verbs
 from ddgen.app.canvas import FITS, Frame
+from ddgen.app.named import NAMES, Inputs
 from ddgen.errors import InputError, UsageError, choose
 from ddgen.request import Edit, Job, Request, Steer
 from ddgen.weights.spec import Spec
@@ -27,28 +28,7 @@ if TYPE_CHECKING:
     from ddgen.app.canvas import Mask
     from ddgen.io.images import Pixels
 
-NAMES = ("init", "mask", "control", "strength", "image_guidance", "fit")
 FEATHER = 4  # pixels inside a mask over which the new becomes full
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a task reads beside its prompt. said: the line's own words, for the list of failed items."""
-
-    folder: Path
-    said: tuple[tuple[str, Any], ...]
-    models: tuple[Path, ...] = ()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return what the line says of a name."""
-        return dict(self.said).get(name, default)
-
-
-def take(settings: dict[str, Any], folder: Path, models: tuple[Path, ...]) -> tuple[Inputs | None, dict[str, Any]]:
-    """Part a line's settings into what concerns pictures, None for nothing, and the rest."""
-    said = tuple((name, settings[name]) for name in NAMES if name in settings)
-    rest = {name: value for name, value in settings.items() if name not in NAMES}
-    return (Inputs(folder, said, models) if said else None), rest
 
 
 def jobs(inputs: Inputs, request: Request, spec: Spec) -> Iterator[Job]:
@@ -233,8 +213,3 @@ def _same(planned: object, seen: object) -> None:
         raise InputError(
             "a picture that the line names was changed since the batch was checked", "run it again", id="prompts.path"
         )
-
-
-def settings_of(inputs: Inputs) -> Mapping[str, Any]:
-    """Return what a line must say to name the same pictures again."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.said}

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddgen.diffusion.rng import RNGS
 from ddgen.diffusion.samplers import SAMPLERS, parse_sampler
@@ -32,8 +32,10 @@ TILES = ("", "x", "y", "xy")
 AUTO_BATCH_PIXELS = 8 * 128 * 128
 
 
-def plan(request: Request, spec: Spec) -> Iterator[Job]:
+def plan(request: Request, spec: Spec, resolved: dict[str, Any] | None = None) -> Iterator[Job]:
     """Check a request against a model and return its jobs: prompt by prompt, each from the first seed on.
+
+    resolved: what `resolve` says of it, where that is known.
 
     Raises:
         UsageError: a setting that is unknown, out of range or against another.
@@ -51,7 +53,7 @@ def plan(request: Request, spec: Spec) -> Iterator[Job]:
             "split the run with --seed",
             id="usage.num",
         )
-    shared = _shared(request, spec)
+    shared = resolve(request, spec) if resolved is None else resolved
     return (Job(prompt=prompt, seed=seed, **shared) for prompt in request.prompts for seed in seeds)
 
 
@@ -208,8 +210,12 @@ def draw_seed() -> int:
     return int.from_bytes(os.urandom(4), "big")
 
 
-def _shared(request: Request, spec: Spec) -> dict[str, object]:
-    """Resolve everything but prompt and seed."""
+def resolve(request: Request, spec: Spec) -> dict[str, Any]:
+    """Check everything but prompts and seeds, and return the values that the request's jobs have of it.
+
+    Raises:
+        UsageError: a setting that is unknown, out of range or against another.
+    """
     defaults = spec.defaults
     width = defaults.width if request.width is None else request.width
     height = defaults.height if request.height is None else request.height

@@ -13,10 +13,10 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ddgen.app import inputs, naming, plan
+from ddgen.app import named, naming, plan
 from ddgen.app.identity import derived_seed, job_id
-from ddgen.app.inputs import Inputs
 from ddgen.app.ledger import Shard
+from ddgen.app.named import Inputs
 from ddgen.app.styles import Style, apply_style
 from ddgen.errors import DdgenError, InputError, UsageError
 from ddgen.io.lines import PromptLine
@@ -97,6 +97,7 @@ class Planner:
     _repeats: dict[int, int] = field(default_factory=dict)
     _ids: set[bytes] = field(default_factory=set)
     _names: set[int] = field(default_factory=set)
+    _resolved: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def check_base(self) -> None:
         """Find what is wrong with the command line's settings, before any line is blamed for it.
@@ -134,11 +135,10 @@ class Planner:
             repeat = self._repeat(prompt)
             for combination in _product(settings):
                 styled, combination = self._styled(prompt, combination)
-                read, combination = inputs.take(combination, self.folder(line.source), self.models)
+                read, combination = named.take(combination, self.folder(line.source), self.models)
                 keep = combination.pop("best", None)
                 seed = derived_seed(self.run_seed, prompt, repeat)
-                request = self._request(styled, combination, seed)
-                found = plan.plan(request, self.spec) if read is None else inputs.jobs(read, request, self.spec)
+                found = self._jobs(styled, combination, seed, read)
                 if keep is not None:
                     contenders = self._contest(list(found), line, read, keep)
                     made += len(contenders)
@@ -151,6 +151,18 @@ class Planner:
                     task = self._task(job, line, read)
                     if task is not None:
                         yield task
+
+    def _jobs(self, prompt: str, settings: dict[str, Any], seed: int, read: Inputs | None) -> Iterator[Job]:
+        """Return the jobs of one prompt under one value of each setting."""
+        request = self._request(prompt, settings, seed)
+        if read is not None:
+            from ddgen.app import inputs  # numpy, that a batch without pictures need not wait for
+
+            return inputs.jobs(read, request, self.spec)
+        shared = {name: value for name, value in settings.items() if name not in ("seed", "num")}
+        if self._resolved is None or self._resolved[0] != shared:  # most lines are as the one before
+            self._resolved = shared, plan.resolve(request, self.spec)
+        return plan.plan(request, self.spec, self._resolved[1])
 
     def _contest(self, jobs: list[Job], line: PromptLine, read: Inputs | None, keep: int) -> list[Task]:
         """Return the tasks of one contest; all belong to one shard.
@@ -244,7 +256,7 @@ def replayable(task: Task, note: str) -> dict[str, object]:
         if later.name in KEYS and later.default is not MISSING and getattr(job, later.name) != later.default:
             record[later.name] = getattr(job, later.name)
     if task.inputs is not None:
-        record |= inputs.settings_of(task.inputs)
+        record |= named.settings_of(task.inputs)
         if "mask" in record:  # its size is that of the picture
             record = {name: value for name, value in record.items() if name not in ("width", "height")}
     return {**record, "expand": False, "note": note}

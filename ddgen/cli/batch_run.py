@@ -71,6 +71,7 @@ def run(options: Options, values: dict[str, Any], target: Target) -> None:
     Raises:
         DdgenError: what is wrong with the input, the model or the output; exit code 3 is typer.Exit.
     """
+    gc.freeze()  # what is imported stays
     gc.enable()  # off since the start of the program; this command works for long
     spec = adjust(
         registry.find(values["model"], weights_file=values["weights_file"]),
@@ -125,7 +126,8 @@ def folders(options: Options) -> Callable[[str], Path]:
             raise InputError(f"--inputs '{options.inputs}' is no directory", "check the path", id="input.inputs")
         return lambda source: given
     beside = {shown_name(path): Path(path).absolute().parent for path in options.files if path != "-"}
-    return lambda source: beside.get(source, Path.cwd())
+    here = Path.cwd()
+    return lambda source: beside.get(source, here)
 
 
 def expander(options: Options) -> Callable[[str], Iterable[str]]:

@@ -169,6 +169,8 @@ class Expander:
         Raises:
             InputError: too many texts or characters, nested too deep, or a fault in a wildcard file.
         """
+        if not any(mark in text for mark in ("{", "\\", "__")):
+            return [text]
         items = _parse(text)
         number = self._count(items, 0)
         if number > self._limit:
