@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from ddgen.app.dataset import Dataset
 from ddgen.app.pipeline import Pipeline
-from ddgen.app.runfiles import read_log
+from ddgen.app.runfiles import read_log, read_state
 from ddgen.app.train import Settings, Trainer
 from ddgen.errors import InputError
 from ddgen.nets.config import KLConfig, PatchConfig, UNetConfig
@@ -214,8 +215,8 @@ def test_another_run_in_the_directory_is_refused(model, folder, tmp_path):
 
 
 def test_the_whole_command_survives_kill(model, folder, tmp_path):
-    """kill -9 through the installed program, then the same command again, equals one run that was left
-    alone."""
+    """kill -9 through the installed program, then Ctrl-C, which loses no step, then the same command again, equals
+    one run that was left alone."""
 
     def command(out: Path) -> list[str]:
         return [
@@ -259,18 +260,20 @@ def test_the_whole_command_survives_kill(model, folder, tmp_path):
     )
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.strip() == str(tmp_path / "whole" / "model.safetensors")
-    process = subprocess.Popen(
-        command(tmp_path / "killed"),
-        env=env,
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "killed" / "state.safetensors").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    state = tmp_path / "killed" / "state.safetensors"
+    for number, told in ((signal.SIGKILL, b""), (signal.SIGINT, b"run the same command to go on")):
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        process = subprocess.Popen(
+            command(tmp_path / "killed"), env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 200
+        while not (state.exists() and state.stat().st_mtime_ns > before) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, words = process.communicate(timeout=200)
+        assert process.returncode == -number and told in words
+    saved = int(re.search(rb"step (\d+) is saved", words)[1])
+    assert read_state(tmp_path / "killed")[1]["step"] == saved < 40
     done = subprocess.run(
         command(tmp_path / "killed"),
         env=env,

@@ -134,6 +134,7 @@ class Trainer:
         self.fixed = data.fixed(settings.fixed, self.shapes)
         self._digest = data.digest()
         self.step, self.seconds = 0, 0.0
+        self.stopping = False  # set from outside, the run ends after the step in hand, saved
         self.scale, self.finite = SCALE if settings.fp16 else 1.0, 0
         if (out / runfiles.STATE).exists():
             self._resume()
@@ -149,7 +150,8 @@ class Trainer:
         self.captions = Captions(self.pipeline, self.data.texts, live=self.subject.live, budget=budget)
 
     def run(self) -> Iterator[Report]:
-        """Train to the end of the budget, yielding now and then; saves before it yields, and at the end.
+        """Train to the end of the budget or until `stopping`, yielding now and then; saves before it yields, and at
+        the end.
 
         Raises:
             NumericsError: the loss is no longer finite; the last saved state is from before.
@@ -169,8 +171,10 @@ class Trainer:
             losses.append(loss)
             self.seconds = self.processes.told(self.seconds + time.monotonic() - begun)
             end = self._over()
-            if self.step % settings.save_every == 0 or end:
+            if self.step % settings.save_every == 0 or end or self.stopping:
                 self.save()
+            if self.stopping:
+                return
             if self.step % settings.report_every == 0 or end:
                 rate = self.size * (self.step - reported) / max(1e-9, time.monotonic() - since)
                 fixed = self.evaluate()

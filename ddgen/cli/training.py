@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddgen.cli import console
+from ddgen.cli import console, process
 from ddgen.cli.progress import make_progress
 from ddgen.errors import UsageError, choose
 from ddgen.io import files
@@ -66,7 +66,7 @@ def follow(
     trainer: "Trainer", *, progress: str, prompts: list[str] | None, every: int, tensorboard: bool
 ) -> None:
     """Train to the end, showing how far it is; sheets of the prompts (or the first captions) after every so many
-    steps.
+    steps. A signal ends the run after the step in hand, saved; one of several processes cannot stop alone.
     """
     from ddgen.app import runfiles, sheet
 
@@ -78,6 +78,15 @@ def follow(
     texts = dict.fromkeys(next(iter(example.captions)) for example in trainer.data.examples)
     told = prompts or list(texts)[:SAMPLES]
     shown = trainer.step
+    heard = []
+
+    def stop(number: int) -> None:
+        heard.append(number)
+        trainer.stopping = True
+        process.write_error("\nddgen: stopping after this step; again to quit now\n")
+
+    if trainer.processes.count == 1:
+        process.at_first_signal(stop)
     with make_progress(progress, trainer.settings.steps - trainer.step, "steps") as bar:
         for report in trainer.run():
             bar.advance(report.step - shown, f"loss {report.loss:.4f}, fixed {report.fixed:.4f}")
@@ -92,6 +101,9 @@ def follow(
             console.detail(f"ddgen: step {report.step}, loss {report.loss:.4f}, fixed {report.fixed:.4f}")
     if board is not None:
         board.close()
+    if heard and trainer.stopping:
+        console.say(f"ddgen: interrupted; step {trainer.step} is saved; run the same command to go on")
+        process.end_by(heard[0])
 
 
 def kind(
