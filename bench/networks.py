@@ -286,18 +286,20 @@ def write_checkpoint(path: str) -> None:
 
 
 def load(how: str, family: str, path: str, dtype: str) -> Call:
-    """A U-Net from its file: "ours", ready to run, or "safetensors", as a dictionary of tensors."""
+    """A U-Net from its file: "ours", ready to run, or "safetensors", as a dictionary of tensors.
+
+    load_file only maps the file: in the same dtype, nothing would be read without the copy."""
     kind = getattr(torch, dtype)
     if how == "safetensors":
         from safetensors.torch import load_file
 
-        return lambda: {name: tensor.to(kind) for name, tensor in load_file(path).items()}
+        return lambda: {name: tensor.to(kind, copy=True) for name, tensor in load_file(path).items()}
     from ddgen.nets.unet import UNet
     from ddgen.weights.arch import FAMILIES
-    from ddgen.weights.checkpoint import load_module, open_checkpoint
+    from ddgen.weights.checkpoint import load_module, open_checkpoint, unfilled
 
     def ready() -> nn.Module:
-        with torch.device("meta"):
+        with unfilled():
             network = UNet(FAMILIES[family].unet)
         load_module(network, open_checkpoint(Path(path)).part("unet"), dtype=kind, name="unet")
         return network

@@ -25,7 +25,7 @@ from ddgen.errors import ModelError, ResourceError, UsageError
 from ddgen.nets.config import FirstStageConfig, KLConfig, PatchConfig
 from ddgen.nets.unet import UNet
 from ddgen.weights.arch import Arch, arch_from_json, arch_to_json
-from ddgen.weights.checkpoint import Checkpoint, load_module, open_checkpoint, read_tensors
+from ddgen.weights.checkpoint import Checkpoint, load_module, open_checkpoint, read_tensors, unfilled
 from ddgen.weights.header import product
 from ddgen.weights.infer import first_stage_config as infer_first_stage
 from ddgen.weights.infer import shapes_of
@@ -225,7 +225,7 @@ def _half_gpu(compute: torch.dtype, device: torch.device) -> bool:
 
 def part_modules(arch: Arch) -> dict[str, nn.Module]:
     """Return the modules of an architecture that have weights, by part; build it under
-    `torch.device("meta")`."""
+    `unfilled()`."""
     from ddgen.text.clip import CLIPTextModel
 
     made: dict[str, nn.Module] = {"unet": UNet(arch.unet)}
@@ -256,7 +256,7 @@ def load_unet(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: torch.d
         ModelError: the checkpoint has none, or one of another shape.
     """
     def load() -> UNet:
-        with torch.device("meta"):
+        with unfilled():
             network = UNet(spec.arch.unet)
         load_module(network, found.part("unet"), dtype=dtype, device=device, name="unet")
         return network
@@ -280,7 +280,7 @@ def load_first_stage(spec: Spec, found: Checkpoint, dtype: torch.dtype, device: 
         return make_first_stage(config)  # type: ignore[return-value]
 
     def load() -> nn.Module:
-        with torch.device("meta"):
+        with unfilled():
             stage = make_first_stage(config)
         load_module(stage, found.part("first_stage"), dtype=dtype, device=device, name="first_stage")
         return stage
@@ -339,7 +339,7 @@ def load_text(
     from ddgen.text.clip import CLIPTextModel, TextEncoder
 
     def load(i: int) -> CLIPTextModel:
-        with torch.device("meta"):
+        with unfilled():
             model = CLIPTextModel(specs[i].config)
         load_module(model, parts[i], dtype=dtype, device=device, name=f"text.{i}")
         return model

@@ -8,7 +8,7 @@ from torch import nn
 
 from ddgen.app.assemble import local_path, part_modules
 from ddgen.errors import ModelError
-from ddgen.weights.checkpoint import check_finite, check_fit, open_checkpoint
+from ddgen.weights.checkpoint import check_finite, check_fit, open_checkpoint, unfilled
 from ddgen.weights.digest import digest
 from ddgen.weights.spec import Spec
 
@@ -36,7 +36,7 @@ def verify(spec: Spec) -> Iterator[Checked]:
             raise ModelError(message, "download it again", id="model.sha256")
         yield Checked(header.path.name, sha256)
     modules: dict[str, nn.Module] = {}
-    with torch.device("meta"):
+    with unfilled():
         modules = part_modules(spec.arch)
     for name, module in modules.items():
         part = found.part(name)

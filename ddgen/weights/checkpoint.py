@@ -1,27 +1,28 @@
 """Weights <-> modules: read straight into the compute dtype, loaded strictly, saved with their Spec.
 
-Files are read with preadv into the memory that the module keeps: no mmap (a file that is truncated meanwhile
-gives an error, not a dead process), no second copy. A module is built on the `meta` device, where it costs
-nothing, and its parameters are replaced.
+A module is built on the `meta` device, where it takes no memory, and its parameters are replaced by what
+reader.py reads.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ddgen.errors import ModelError, NumericsError
 from ddgen.io.files import publish
 from ddgen.weights import spec as specs
-from ddgen.weights.header import AGAIN, Header, open_regular, product, refuse
+from ddgen.weights.header import AGAIN, product
 from ddgen.weights.infer import family_of, shapes_of, unet_config
 from ddgen.weights.layout import Checkpoint, open_checkpoint
+from ddgen.weights.reader import NAMES, Reader, read_all, read_tensors
 from ddgen.weights.spec import Spec
-from ddgen.weights.split import Part, Stored
+from ddgen.weights.split import Part
 
 __all__ = [
     "Checkpoint",
@@ -30,18 +31,27 @@ __all__ = [
     "open_checkpoint",
     "read_tensors",
     "save_tensors",
+    "unfilled",
     "write_file",
 ]
 
-DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
-    "I64": torch.int64, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "F16": torch.float16,
-    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
 SHOWN = 3  # names listed in a report
+
+
+class _Untouched(TorchFunctionMode):
+    """Lets the functions of torch.nn.init return their tensor as it is."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Modules built inside are on the `meta` device, and no time goes into initial values that nobody reads."""
+    with torch.device("meta"), _Untouched():
+        yield
 
 
 def load_module(
@@ -60,7 +70,7 @@ def load_module(
             file was changed.
     """
     check_fit(module, part, name)
-    state = dict(read_tensors(part, dtype=dtype, device=device))
+    state = read_all(part, dtype=dtype, device=device)
     expected = module.state_dict()
     state = {key: value.reshape(expected[key].shape) for key, value in state.items()}
     module.load_state_dict(state, strict=True, assign=True)
@@ -114,81 +124,6 @@ def _likely(part: Part, name: str) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a single number"
-
-
-class Reader:
-    """Reads tensors of checkpoints; a context manager that keeps their files open, and sees when one was
-    changed."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._handles: dict[Path, int] = {}
-        self._last: tuple[tuple[Header, tuple[str, ...]], Tensor] | None = None
-
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def read(
-        self, stored: Stored, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """Return a tensor, converted to `dtype` if it holds floats (None: as stored).
-
-        Raises:
-            ModelError: the file was changed since its header was read, or is shorter than it said.
-        """
-        names, header = stored.take.names, stored.header
-        # open_clip's fused q, k, v are asked for one after the other: read once.
-        if self._last is None or self._last[0][1] != names or self._last[0][0] is not header:
-            pieces = [self._raw(header, name) for name in names]
-            self._last = ((header, names), pieces[0] if len(pieces) == 1 else torch.cat(pieces))
-        tensor = stored.take.apply(self._last[1])
-        if stored.take.rows is None:
-            self._last = None
-        if stored.scale is not None:
-            tensor = tensor.to(torch.float32) * self._raw(header, stored.scale).to(torch.float32)
-        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=device, dtype=wanted).contiguous()
-
-    def _raw(self, header: Header, name: str) -> Tensor:
-        info = header.tensors[name]
-        raw = torch.empty(info.stop - info.start, dtype=torch.uint8)
-        rest, offset = memoryview(raw.numpy()), info.start
-        while rest:
-            got = os.preadv(self._open(header), [rest], offset)
-            if got == 0:
-                refuse(header.path, f"ends inside tensor '{name}'", AGAIN, "truncated")
-            rest, offset = rest[got:], offset + got
-        flat = raw.view(DTYPES[info.dtype])
-        return flat.reshape(info.shape) if info.stride is None else flat.as_strided(info.shape, info.stride)
-
-    def _open(self, header: Header) -> int:
-        if header.path not in self._handles:
-            handle, identity = self._stack.enter_context(open_regular(header.path))
-            if identity != header.identity:
-                refuse(header.path, "was changed while it was read", "run the same command again", "changed")
-            self._handles[header.path] = handle
-        return self._handles[header.path]
-
-
-def read_tensors(
-    part: Mapping[str, Stored], *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield (native name, tensor) in the order of the file, as Reader.read does.
-
-    Raises:
-        ModelError: the file was changed since its header was read, or is shorter than it said.
-    """
-    with Reader() as reader:
-        for name, stored in sorted(part.items(), key=_position):
-            yield name, reader.read(stored, dtype, device)
-
-
-def _position(item: tuple[str, Stored]) -> tuple[str, int, str]:
-    stored = item[1]
-    return str(stored.header.path), stored.header.tensors[stored.take.names[0]].start, item[0]
 
 
 def check_finite(part: Part, name: str) -> None:

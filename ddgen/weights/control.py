@@ -86,7 +86,7 @@ def load_adapter(path: Path, unet: UNetConfig, dtype: "torch.dtype", device: "to
     import torch
 
     from ddgen.nets.t2i_adapter import T2IAdapter
-    from ddgen.weights.checkpoint import load_module
+    from ddgen.weights.checkpoint import load_module, unfilled
 
     part = control_part(path)
     config = _shape_of(path, part)
@@ -99,7 +99,7 @@ def load_adapter(path: Path, unet: UNetConfig, dtype: "torch.dtype", device: "to
             "choose the one for the model's family",
             id="model.control",
         )
-    with torch.device("meta"):
+    with unfilled():
         network = T2IAdapter(config)
     load_module(network, part, dtype=dtype, device=device, name=f"T2I-Adapter '{path.name}'")
     return network
@@ -138,10 +138,10 @@ def load_control(
     import torch
 
     from ddgen.nets.controlnet import ControlNet
-    from ddgen.weights.checkpoint import load_module
+    from ddgen.weights.checkpoint import load_module, unfilled
 
     part = control_part(path)
-    with torch.device("meta"):
+    with unfilled():
         network = ControlNet(config)
     load_module(network, part, dtype=dtype, device=device, name=f"ControlNet '{path.name}'")
     return network

@@ -18,8 +18,9 @@ from ddgen.text.config import TowerSpec
 from ddgen.text.tokens import Tokenizer
 from ddgen.weights import export, keymap
 from ddgen.weights.arch import FAMILIES, Arch
-from ddgen.weights.checkpoint import DTYPES, Checkpoint, Reader, spec_metadata, write_file
+from ddgen.weights.checkpoint import Checkpoint, Reader, spec_metadata, write_file
 from ddgen.weights.keymap import Outline, Take
+from ddgen.weights.reader import DTYPES
 from ddgen.weights.spec import Spec, spec_to_json
 from ddgen.weights.split import Part, Stored
 

@@ -57,7 +57,7 @@ def load_reader(
     import torch
 
     from ddgen.nets.image_tokens import ImageReader
-    from ddgen.weights.checkpoint import load_module
+    from ddgen.weights.checkpoint import load_module, unfilled
 
     header = check_reader(path)
     config = _config(header)
@@ -74,7 +74,7 @@ def load_reader(
             part[f"{found[2]}.{int(found[1]) // 2}.weight"] = stored(header, name)
         elif name.startswith(ATTENTION) and "lora" in name:
             raise _faces(path)
-    with torch.device("meta"):
+    with unfilled():
         network = ImageReader(config, widths)
     load_module(network, part, dtype=dtype, device=device, name=f"IP-Adapter '{path.name}'")
     return network
