@@ -1,14 +1,17 @@
 """Between layouts: what we convert, diffusers and transformers load, and compute the same with; there and
 back nothing changes."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from referees import TOLERANCE, distance, draw
-from safetensors.torch import load_file
-from small import FAMILY_NAMES, PROJECTION, ldm_keys, small_file, small_spec
+from safetensors.torch import load_file, save_file
+from small import FAMILY_NAMES, PROJECTION, ldm_keys, modules, small_arch, small_file, small_spec
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from ddgen.errors import ModelError
 from ddgen.text.tokens import Tokenizer
 from ddgen.weights import convert, export
 from ddgen.weights.arch import FAMILIES
@@ -194,6 +197,45 @@ def test_the_folder_is_a_pipeline_of_diffusers_with_our_tokens(name, tmp_path):
             assert [ids] == Tokenizer().chunks(prompt, pad)
     picture = pipeline(prompt, num_inference_steps=2, width=64, height=64, output_type="np").images[0]
     assert picture.shape == (64, 64, 3)
+
+
+@torch.no_grad()
+def test_an_autoencoder_of_patches_is_diffusers_between_the_patches(tmp_path):
+    arch = small_arch("SD15")
+    stage = replace(arch.first_stage, patch=4, latent_channels=16, scale_factor=1.0)
+    unet = replace(arch.unet, in_channels=16, out_channels=16, position_channels=16, vector_dim=PROJECTION)
+    arch = replace(arch, unet=unet, first_stage=stage)
+    network = modules(arch)["first_stage"].double()
+    save_file(ldm_keys(arch, modules(arch)), tmp_path / "one.safetensors")
+    spec = replace(small_spec("SD15"), arch=arch, schedule={"kind": "cosine"})
+    report = convert.to_folder(open_checkpoint(tmp_path / "one.safetensors"), spec, tmp_path / "many")
+
+    theirs = diffusers.AutoencoderKL.from_pretrained(
+        tmp_path / "many", subfolder="vae", torch_dtype=torch.float64
+    )
+    images, latents = draw(1, 3, 32, 32, seed=1), draw(1, 16, 4, 4, seed=2)
+    mean = theirs.encode(pixel_unshuffle(images, 4)).latent_dist.mean
+    decoded = pixel_shuffle(theirs.decode(latents).sample, 4)
+    assert distance(network.encode(images), mean) < TOLERANCE
+    assert distance(network.decode(latents), decoded) < TOLERANCE
+
+    assert [line.partition(":")[0] for line in report.unsaid] == ["vae", "unet", "unet", "scheduler"]
+    assert "48 channels are 4 x 4 pixels" in report.unsaid[0] and "16 of its 32 input" in report.unsaid[1]
+    assert not (tmp_path / "many" / "model_index.json").exists()
+    found = open_checkpoint(tmp_path / "many")
+    assert found.own.arch.first_stage == stage
+    (tmp_path / "many" / "ddgen.json").unlink()
+    assert read_folder(tmp_path / "many").arch.first_stage == stage
+
+    config = json.loads((tmp_path / "many" / "vae" / "config.json").read_text())
+    for patch in (5, 0, "4"):
+        (tmp_path / "many" / "vae" / "config.json").write_text(json.dumps(config | {"patch": patch}))
+        with pytest.raises(ModelError, match="patches of .* which its channels do not hold"):
+            read_folder(tmp_path / "many")
+
+
+def test_what_diffusers_runs_by_itself_needs_no_words(converted):
+    assert converted[-1].unsaid == ()
 
 
 def test_half_precision_is_kept_or_asked_for(tmp_path):

@@ -91,6 +91,14 @@ def test_there_and_back_through_a_folder(place):
     assert all(tensor.dtype == torch.float32 for tensor in load_file(place.path / "w.safetensors").values())
 
 
+def test_what_other_programs_cannot_know_of_the_embedded_model_is_told(place):
+    result = place.run("models", "convert", "sticker", "folder", "--json", fake=False)
+    record = json.loads(result.stdout)
+    told = [json.loads(line)["message"] for line in result.stderr.splitlines()]
+    assert told == [f"other programs cannot know: {line}" for line in record["unsaid"]]
+    assert result.returncode == 0 and told
+
+
 def test_what_has_no_place_in_a_folder_is_named(place):
     small_model(place.path / "one.safetensors", "SD21")
     result = place.run("models", "convert", "one.safetensors", "folder", fake=False)

@@ -241,10 +241,14 @@ def convert(
         console.warn(
             f"{len(report.dropped)} tensors have no place in what was written: {_some(report.dropped)}"
         )
+    for line in report.unsaid:
+        console.warn(f"other programs cannot know: {line}")
     if json:
         record = {"type": "converted", "path": str(target), "files": [str(item) for item in report.written]}
         console.out_json(
-            record | {"tensors": report.tensors, "bytes": report.size, "dropped": list(report.dropped)}
+            record
+            | {"tensors": report.tensors, "bytes": report.size}
+            | {"dropped": list(report.dropped), "unsaid": list(report.unsaid)}
         )
     else:
         console.out(str(target))

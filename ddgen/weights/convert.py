@@ -30,12 +30,14 @@ FIRST_STAGE_PREFIX = "first_stage_model."
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did. dropped: tensors that the other layout has no place for."""
+    """What a conversion did. dropped: tensors that the other layout has no place for; unsaid: what it cannot
+    say of the model, a line each."""
 
     written: tuple[Path, ...]
     tensors: int
     size: int  # bytes
     dropped: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def to_folder(found: Checkpoint, spec: Spec, target: Path, *, dtype: torch.dtype
     ):
         if config is not None:
             _publish_json(target / name, config)
-    return Report(tuple(written), tensors, size, tuple(sorted(dropped)))
+    return Report(tuple(written), tensors, size, tuple(sorted(dropped)), export.unsaid(lean))
 
 
 def _folder_part(name: str, part: Part, arch: Arch) -> tuple[dict[str, Made], list[str]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ddgen.errors import ModelError
-from ddgen.nets.config import FirstStageConfig, KLConfig, TinyConfig, UNetConfig
+from ddgen.nets.config import FirstStageConfig, KLConfig, PatchConfig, TinyConfig, UNetConfig
 from ddgen.text.config import TowerSpec
 from ddgen.weights.arch import Arch
 from ddgen.weights.spec import Spec
@@ -99,8 +99,8 @@ def first_stage_config(stage: FirstStageConfig) -> Json:
     levels = len(stage.channel_mult)
     config: Json = {
         "_class_name": "AutoencoderKL",
-        "in_channels": stage.in_channels,
-        "out_channels": stage.in_channels,
+        "in_channels": stage.in_channels * stage.patch**2,
+        "out_channels": stage.in_channels * stage.patch**2,
         "latent_channels": stage.latent_channels,
         "block_out_channels": [stage.model_channels * factor for factor in stage.channel_mult],
         "layers_per_block": stage.num_res_blocks,
@@ -112,6 +112,8 @@ def first_stage_config(stage: FirstStageConfig) -> Json:
         "scaling_factor": stage.scale_factor,
         "force_upcast": stage.force_upcast,
     }
+    if stage.patch != 1:
+        config["patch"] = stage.patch  # diffusers ignores it: see `unsaid`
     if stage.latents_mean is not None and stage.latents_std is not None:
         config |= {"latents_mean": list(stage.latents_mean), "latents_std": list(stage.latents_std)}
     return config
@@ -222,6 +224,31 @@ def model_index(spec: Spec, folders: tuple[str, ...]) -> Json | None:
             "requires_safety_checker": False,
         }
     return index
+
+
+def unsaid(spec: Spec) -> tuple[str, ...]:
+    """Return what diffusers' layout cannot say of a model and its users have to do themselves, a line each."""
+    stage, unet, lines = spec.arch.first_stage, spec.arch.unet, []
+    if isinstance(stage, KLConfig) and stage.patch != 1:
+        n = stage.patch
+        lines.append(
+            f"vae: {stage.in_channels * n * n} channels are {n} x {n} pixels as torch's pixel_unshuffle(pictures, {n})"
+            f" lays them; pixel_shuffle(decoded, {n}) makes pictures again"
+        )
+    elif isinstance(stage, PatchConfig):
+        n = stage.factor
+        lines.append(f"there is no vae: latents are pixel_unshuffle(pictures, {n})")
+    if unet.position_channels:
+        lines.append(
+            f"unet: {unet.in_channels} of its {unet.in_channels + unet.position_channels} input channels are latents, "
+            f"{unet.position_channels} say where a pixel is"
+        )
+    if unet.vector_dim and not spec.arch.vector_ids:
+        lines.append("unet: class_labels takes the pooled text")
+    if scheduler_config(spec) is None:
+        kind = spec.schedule["kind"]
+        lines.append(f"scheduler: none of diffusers' has the schedule '{kind}' with the prediction '{spec.prediction}'")
+    return tuple(lines)
 
 
 def _pipeline(unet: UNetConfig, sized: bool, towers: int) -> str | None:

@@ -194,8 +194,11 @@ def first_stage_from(data: dict[str, Any]) -> FirstStageConfig:
         _unfit("vae/config.json describes an autoencoder of another kind")
     widths = data["block_out_channels"]
     mean, std = data.get("latents_mean"), data.get("latents_std")
+    patch = data.get("patch", 1)  # ddgen's own
+    if type(patch) is not int or patch < 1 or data.get("in_channels", 3) % patch**2:
+        _unfit(f"vae/config.json describes patches of {str(patch)[:20]!a} pixels, which its channels do not hold")
     return KLConfig(
-        in_channels=data.get("in_channels", 3),
+        in_channels=data.get("in_channels", 3) // patch**2,
         latent_channels=data.get("latent_channels", 4),
         model_channels=widths[0],
         channel_mult=tuple(width // widths[0] for width in widths),
@@ -204,6 +207,7 @@ def first_stage_from(data: dict[str, Any]) -> FirstStageConfig:
         latents_mean=tuple(map(float, mean)) if mean else None,
         latents_std=tuple(map(float, std)) if std else None,
         force_upcast=bool(data.get("force_upcast", False)),
+        patch=patch,
     )
 
 
