@@ -118,9 +118,21 @@ ROWS = [
         b"{" + b"|".join(b"%d" % i for i in range(20)) + b"}" * 1 + b" {a|b}\n",
         "--max-expansions 30",
         4,
-        "prompt file 'p.txt' line 1: the prompt stands for 40 texts, at most 30 are allowed",
+        "prompt file 'p.txt' line 1: the prompt stands for 40 texts, at most 30 are allowed; take options out, or"
+        " allow more: --max-expansions N",
     ),
-    ("p.txt", b"__none__\n", "", 4, "prompt file 'p.txt' line 1: "),
+    (
+        "p.txt",
+        b"__none__\n",
+        "",
+        4,
+        "prompt file 'p.txt' line 1: wildcard folder 'wildcards': no such file or directory; name it with --wildcards,"
+        " or write \\__ for plain underscores",
+    ),
+    ("p.txt", GOOD.encode(), "--address ray://10.0.0.5:10001", 2, "--address is for Ray alone; add --engine ray"),
+    ("p.txt", GOOD.encode(), "--worker-cores 1", 2, "--worker-cores is for Ray alone; add --engine ray"),
+    ("p.txt", GOOD.encode(), "--no-expand --wildcards x", 2, "--wildcards does not go with --no-expand; drop one"),
+    ("p.txt", GOOD.encode(), "--resume", 2, "no such option '--resume'; see 'ddgen batch --help'"),
     ("p.txt", GOOD.encode(), "--steps 0", 2, "--steps 0 is out of range; use 1 to 1000"),
     (
         "p.txt",

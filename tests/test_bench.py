@@ -179,3 +179,13 @@ def test_the_counted_work_is_the_published_one() -> None:
 
     with torch.inference_mode():
         assert networks.guided_work("SD15", 64, 1) == pytest.approx(1607e9, rel=0.02)
+
+
+def test_a_batch_whose_pictures_cost_nothing_is_made() -> None:
+    from bench.batches import Drawn
+
+    batch = Drawn(3)
+    try:
+        assert batch.run().seconds > 0
+    finally:
+        batch.close()

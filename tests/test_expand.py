@@ -166,7 +166,7 @@ def test_links_inside_the_folder_are_read(folder, expander):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(InputError, match="no-such': No such file or directory"):
+    with pytest.raises(InputError, match="no-such': no such file or directory"):
         Expander(Wildcards(tmp_path / "no-such")).expand("__a__")
 
 

@@ -18,7 +18,6 @@ from ddgen.app import inputs
 from ddgen.app import pipeline as pipelines
 from ddgen.app.batch import OnStep
 from ddgen.app.outcome import Made, Missed, Outcome
-from ddgen.app.pipeline import Pipeline
 from ddgen.app.produce import Saving
 from ddgen.app.tasks import Task
 from ddgen.diffusion.samplers import SAMPLERS, Step
@@ -27,6 +26,7 @@ from ddgen.io import images, metadata
 from ddgen.request import Job
 
 if TYPE_CHECKING:
+    from ddgen.app.pipeline import Pipeline
     from ddgen.app.scoring import Scores
 
 

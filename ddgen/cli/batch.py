@@ -217,6 +217,7 @@ def batch(
         raise UsageError(
             "--size and --width/--height say the same thing", "keep one of them", id="usage.size"
         )
+    refuse_idle(given)
     planning.check_quality(plain["quality"])
     if plain["batch_size"] is not None:
         planning.check_batch_size(plain["batch_size"])
@@ -250,6 +251,22 @@ def batch(
     )
     check_input(options.files)
     batch_run.run(options, plain, read_target(plain, options.files))
+
+
+def refuse_idle(given: dict[str, Any]) -> None:
+    """Refuse a flag that would do nothing beside the others.
+
+    Raises:
+        UsageError: naming both.
+    """
+    for name in ("address", "workers", "worker_cores", "shared_output"):
+        if given[name] and given["engine"] != "ray":
+            flag = settings.flag_name(name)
+            raise UsageError(f"{flag} is for Ray alone", "add --engine ray", id="usage.engine")
+    for name in ("wildcards", "max_expansions"):
+        if given[name] is not None and given["no_expand"]:
+            flag = settings.flag_name(name)
+            raise UsageError(f"{flag} does not go with --no-expand", "drop one of them", id="usage.wildcards")
 
 
 def read_base(given: dict[str, Any], found: dict[str, settings.Found]) -> dict[str, tuple[Value, ...]]:

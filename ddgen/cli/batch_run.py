@@ -22,7 +22,7 @@ from ddgen.app.ledger import FailedList, Ledger, Lock, Shard, run_seed
 from ddgen.app.naming import Target
 from ddgen.app.styles import load_styles
 from ddgen.app.tasks import Planner, Task
-from ddgen.cli import console, picking, process, pulling
+from ddgen.cli import console, picking, process, pulling, wording
 from ddgen.cli.batch_input import Reading, check_files, open_source
 from ddgen.cli.batch_talk import Talk
 from ddgen.cli.progress import make_progress
@@ -141,7 +141,21 @@ def expander(options: Options) -> Callable[[str], Iterable[str]]:
     beside = Path(options.files[0]).parent / "wildcards" if options.files != ("-",) else None
     folder = beside if options.wildcards is None else Path(options.wildcards)
     limit = MAX_TEXTS if options.max_expansions is None else options.max_expansions
-    return Expander(None if folder is None else Wildcards(folder), limit).expand
+    mend = "take options out, or allow more: --max-expansions N"
+    found = Expander(None if folder is None else Wildcards(folder), limit, mend)
+    if folder is not None:
+        return found.expand
+    told = False
+
+    def expand(text: str) -> Iterable[str]:
+        nonlocal told
+        texts = found.expand(text)
+        if not told:
+            wording.remark_plain(found.plain)
+            told = bool(found.plain)
+        return texts
+
+    return expand
 
 
 def work(options: Options, values: dict[str, Any], spec: Spec, planner: Planner) -> None:

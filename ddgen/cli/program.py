@@ -164,13 +164,10 @@ def translate(error: Any, arguments: list[str]) -> UsageError:
     called = " ".join(["ddgen", *(arguments[:1] if arguments[0] in COMMANDS else [])])
     place = f"see '{called if context is None else context.command_path} --help'"
     if kind == "NoSuchOption":
-        known = (
-            [name for parameter in context.command.get_params(context) for name in parameter.opts]
-            if context is not None
-            else []
-        )
-        close = nearest(error.option_name, known) if error.option_name.startswith("--") else None
-        mend = f"did you mean '{close}'?" if close is not None else place
+        parameters = [] if context is None else context.command.get_params(context)
+        known = [name[2:] for parameter in parameters for name in parameter.opts if name.startswith("--")]
+        close = nearest(error.option_name[2:], known) if error.option_name.startswith("--") else None
+        mend = f"did you mean '--{close}'?" if close is not None else place
         return UsageError(f"no such option '{error.option_name}'", mend, id="usage.option")
     if kind == "BadOptionUsage" and "argument" in error.message:
         return UsageError(f"option '{error.option_name}' needs a value", place, id="usage.option-value")

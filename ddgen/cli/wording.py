@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgen.app import plan as planning
+from ddgen.cli import console
 from ddgen.errors import UsageError
 
 STYLED = ("steps", "guidance", "sampler", "spacing", "sigmas", "eta", "width", "height")
@@ -26,6 +27,7 @@ def dress(given: Mapping[str, Any], values: dict[str, Any], prompts: tuple[str, 
         folder = Wildcards(Path(given["wildcards"])) if given["wildcards"] is not None else None
         expander = Expander(folder)
         prompts = tuple(text for prompt in prompts for text in expander.expand(prompt))
+        remark_plain(expander.plain)
     elif given["wildcards"] is not None:
         raise UsageError("--wildcards needs --expand", "add --expand", id="usage.wildcards")
     if given["style"] is None:
@@ -37,6 +39,12 @@ def dress(given: Mapping[str, Any], values: dict[str, Any], prompts: tuple[str, 
     dressed = [apply_style(given["style"], styles, prompt, said) for prompt in prompts]
     values |= dressed[0][1]
     return tuple(prompt for prompt, _ in dressed)
+
+
+def remark_plain(name: str) -> None:
+    """Warn of a wildcard that was taken as text, if there was one."""
+    if name:
+        console.warn(f"'{name}' is taken as text; --wildcards DIR says where its lines are")
 
 
 def check_length(prompts: tuple[str, ...], syntax: str, steps: int) -> None:

@@ -153,12 +153,17 @@ class Expander:
     """Expands prompts over one set of wildcard files; keep it, and each file is read and parsed once.
 
     wildcards: None makes `__name__` plain text.
-    limit:     how many texts one prompt may stand for.
+    limit:     how many texts one prompt may stand for; mend: what is told to whom has more.
+    plain:     the last `__name__` that was plain text for want of wildcard files, "" = none.
     """
 
-    def __init__(self, wildcards: Wildcards | None = None, limit: int = MAX_TEXTS) -> None:
+    def __init__(
+        self, wildcards: Wildcards | None = None, limit: int = MAX_TEXTS, mend: str = "take options out"
+    ) -> None:
         self._wildcards = wildcards
         self._limit = limit
+        self._mend = mend
+        self.plain = ""
         self._options: dict[str, tuple[_Option, ...]] = {}
         self._counts: dict[tuple[str, int], list[int]] = {}
         self._work = 0
@@ -177,7 +182,7 @@ class Expander:
             many = f"{number:,}" if number < _UNCOUNTED else f"{number:,} or more"
             raise InputError(
                 f"the prompt stands for {many} texts, at most {self._limit:,} are allowed",
-                "take options out, or draw some at random",
+                self._mend,
                 id="input.expansions",
             )
         self._work = 0
@@ -284,7 +289,8 @@ class Expander:
             yield item
         elif isinstance(item, _Wild):
             if self._wildcards is None:
-                yield f"__{item.name}__"
+                self.plain = f"__{item.name}__"
+                yield self.plain
             else:
                 for value in self._values(item, depth):
                     yield from self._texts(value.items, depth + 1)

@@ -133,6 +133,6 @@ def _values(name: str, data: bytes) -> list[str]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise InputError(
-        f"wildcard folder '{error.filename}': {error.strerror}", "check the path", id="input.wildcard"
-    ) from error
+    words = (error.strerror or str(error)).lower()
+    mend = "name it with --wildcards, or write \\__ for plain underscores"
+    raise InputError(f"wildcard folder '{error.filename}': {words}", mend, id="input.wildcard") from error

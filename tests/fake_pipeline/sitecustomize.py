@@ -62,7 +62,7 @@ def run(pipeline, jobs, on_step=None, source=None):
     for step in range(jobs[0].steps):
         time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
         if on_step is not None:
-            on_step(step, jobs[0].steps)
+            on_step(types.SimpleNamespace(index=step), jobs[0].steps)
     pictures = []
     for job in jobs:
         draw = np.random.default_rng(
