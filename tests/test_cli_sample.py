@@ -239,6 +239,15 @@ def test_what_surprises_is_said_once(place: Place) -> None:
     )
 
 
+def test_a_wildcard_that_is_taken_as_text_is_told(place: Place) -> None:
+    done = place.run("sample", "a __fish__", "--expand", "--plan")
+    assert b"'__fish__' is taken as text; --wildcards DIR says where its lines are" in done.stderr
+    assert b"is taken" not in place.run("sample", "a __fish__", "--plan").stderr
+    stream = place.run("batch", "-", "-o", "out", "--steps", "1", stdin=b"a __fish__\nb __fish__\n")
+    assert stream.returncode == 0, stream.stderr
+    assert stream.stderr.count(b"'__fish__' is taken as text") == 1
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

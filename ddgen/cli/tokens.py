@@ -74,7 +74,8 @@ def _tell(text: TokenReport, steps: int) -> None:
     chunks = f"{len(text.chunks)} chunk" + ("s" if len(text.chunks) != 1 else "")
     when = "" if len(text.steps) == steps else f", steps {_ranges(text.steps)} of {steps}"
     weight = "" if text.weight == 1 else f", weight {text.weight:g}"
-    console.out(f"{text.count} tokens, {chunks}{when}{weight}: {text.text}")
+    tokens = "1 token" if text.count == 1 else f"{text.count} tokens"
+    console.out(f"{tokens}, {chunks}{when}{weight}: {text.text}")
     for number, chunk in enumerate(text.chunks, 1):
         parts = [
             token.text.rstrip() + (f"({token.weight:.4g})" if token.weight != 1 else "") for token in chunk
