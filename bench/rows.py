@@ -86,6 +86,30 @@ def memory() -> Pair:
     )
 
 
+def upscale_memory() -> Pair:
+    """Eight times as wide and high has 16 times the pixels of twice; only their bytes and latents grow."""
+    folder = tempfile.TemporaryDirectory()
+    picture = f"{folder.name}/p.png"
+    run([*SAMPLE[:-1], picture])
+
+    def peak(by: str) -> float:
+        flags = ["--by", by, "--steps", "1", "--guidance", "1", "--seed", "1", "-o", "u.png"]
+        return run([SAMPLE[0], "upscale", picture, "a red apple", *flags]).megabytes
+
+    return Pair(
+        "`ddgen upscale` of 128 x 128 by 8: peak memory",
+        lambda: peak("8"),
+        "the same by 2",
+        lambda: peak("2"),
+        unit="MB",
+        target=30.0,
+        compare="difference",
+        close=folder.cleanup,
+        repeats=1,
+        warmups=0,
+    )
+
+
 def workers(
     what: str,
     ours: list[str],
@@ -262,6 +286,7 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "cold-script": cold_script,
     "warm": warm,
     "memory": memory,
+    "upscale-memory": upscale_memory,
     "load": partial(load, "SD15"),
     "load-memory": partial(load_memory, "SD15"),
     "load-xl": partial(load, "SDXL"),
@@ -288,6 +313,6 @@ ROWS: dict[str, Callable[[], Pair]] = {
     },
 }
 LONG = (
-    "load-xl", "load-xl-memory", "step-1024", "step-xl", "step-compiled", "step-openvino", "decode-tiled",
+    "upscale-memory", "load-xl", "load-xl-memory", "step-1024", "step-xl", "step-compiled", "step-openvino", "decode-tiled",
     *warmth.LONG, *whole.LONG, *batches.LONG, *training.ROWS, *seeing.ROWS,
 )  # fmt: skip

@@ -3,7 +3,7 @@ files of every layout; and that a change of our side is seen."""
 
 from __future__ import annotations
 
-import importlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +17,13 @@ from referees import Record, redraw, unet_state
 from safetensors.torch import save_file
 from test_parity_pipelines import (
     FAMILIES,
-    NEGATIVES,
-    PROMPTS,
-    SEEDS,
-    STEPS,
     TOLERANCE,
+    asked,
     build,
     in_double,
     jobs_of,
     their_pipeline,
+    their_relative,
     vocabulary,
 )
 from torch import Tensor, nn
@@ -44,7 +42,8 @@ from ddgen.nets.t2i_adapter import AdapterConfig, T2IAdapter
 from ddgen.nets.unet import UNet
 from ddgen.text.vision import VisionTower, prepare
 from ddgen.weights.control import control_part, is_adapter, load_adapter
-from ddgen.weights.image_prompt import check_reader, load_reader, load_tower, tower_folder
+from ddgen.weights.image_prompt import check_reader, load_reader
+from ddgen.weights.vision import find_tower, load_tower
 
 __all__ = ["in_double", "vocabulary"]
 
@@ -157,21 +156,18 @@ def test_adapters_equal_diffusers(
     ours = build(family)
     networks, controls = features_of(ours, config, count)
     base = their_pipeline(family, ours, vocabulary, monkeypatch)
-    module_name, _, class_name = place.rpartition(".")
-    kind = getattr(importlib.import_module(f"diffusers.pipelines.{module_name}"), class_name)
-    parts = {k: v for k, v in base.components.items() if k not in ("image_encoder", "feature_extractor")}
-    more = {} if "XL" in class_name else {"feature_extractor": None, "requires_safety_checker": False}
     adapters = [their_adapter(network) for network in networks]
-    theirs = kind(**parts, adapter=adapters if count > 1 else adapters[0], **more)
-    theirs.set_progress_bar_config(disable=True)
+    theirs = their_relative(place, base, adapter=adapters if count > 1 else adapters[0])
     pictures = [torch.from_numpy(picture).expand(2, -1, -1, -1) for picture in PICTURES[:count]]
     weights = [control.weight for control in controls]
     expected = theirs(
-        prompt=list(PROMPTS), negative_prompt=list(NEGATIVES), image=pictures if count > 1 else pictures[0],
-        num_inference_steps=STEPS, guidance_scale=7.5, width=64, height=64,
-        adapter_conditioning_scale=weights if count > 1 else weights[0],
-        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], output_type="latent",
-    ).images  # fmt: skip
+        **asked(
+            image=pictures if count > 1 else pictures[0],
+            width=64,
+            height=64,
+            adapter_conditioning_scale=weights if count > 1 else weights[0],
+        )
+    ).images
 
     def difference(used: list[Control]) -> float:
         with torch.inference_mode():
@@ -296,12 +292,7 @@ def test_image_prompts_equal_diffusers(
     theirs.unet.double()
     theirs.set_ip_adapter_scale(list(weights))
     pixels = [prepare(picture, 28).double() for picture in pictures[: len(kinds)]]
-    options = {"output_type": "latent", "guidance_scale": 7.5}
-    expected = theirs(
-        prompt=list(PROMPTS), negative_prompt=list(NEGATIVES), num_inference_steps=STEPS,
-        ip_adapter_image=[p.expand(2, -1, -1, -1) for p in pixels],
-        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], **options,
-    ).images  # fmt: skip
+    expected = theirs(**asked(ip_adapter_image=[p.expand(2, -1, -1, -1) for p in pixels])).images
 
     def prompts() -> list[ImagePrompt]:
         with torch.no_grad():
@@ -375,6 +366,47 @@ def test_the_tower_sees_what_transformers_sees() -> None:
         assert (ours.pooled(pixels) - theirs(pixel_values=pixels).image_embeds).abs().max() < 1e-10
 
 
+OPEN = {"embed_dim": 24, "vision_cfg": {"image_size": 28, "layers": 3, "width": 32, "head_width": 16, "patch_size": 14,
+        "mlp_ratio": 2.0}, "text_cfg": {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "quick"), [("open_clip_model.safetensors", False), ("open_clip_pytorch_model.bin", True)])
+def test_the_tower_in_open_clips_layout_equals_open_clip(
+    file: str, quick: bool, tmp_path: Path, record_property: Record
+) -> None:
+    from open_clip.model import CLIP
+
+    theirs = redraw(CLIP(**OPEN, quick_gelu=quick).double().eval(), 9)
+    state = {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}
+    path = tmp_path / file
+    torch.save(state, path) if path.suffix == ".bin" else save_file(state, path)
+    config = tmp_path / "open_clip_config.json"
+    config.write_text(json.dumps({"model_cfg": {**OPEN, "quick_gelu": quick}}))
+    ours = load_tower(find_tower(str(tmp_path), path), torch.float64, CPU)
+    assert ours.side == 28
+    pixels = prepare(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8), 28).double()
+    before: list[Tensor] = []
+    theirs.visual.transformer.resblocks[-1].register_forward_pre_hook(lambda block, given: before.append(given[0]))
+    with torch.no_grad():
+        expected = theirs.encode_image(pixels)
+        pooled = (ours.pooled(pixels) - expected).abs().max().item()
+        states = (ours.states(pixels) - before[0]).abs().max().item()
+    record_property("vision tower in open_clip's layout, against open_clip", max(pooled, states))
+    assert max(pooled, states) < 1e-10 and expected.std() > 0.01 and before[0].shape == (1, STATES, 32)
+    config.write_text(json.dumps({"model_cfg": {**OPEN, "quick_gelu": not quick}}))
+    with torch.no_grad():
+        other = load_tower(find_tower(str(tmp_path), path), torch.float64, CPU).pooled(pixels)
+    assert (other - expected).abs().max() > 1e-4, "its activation is seen"
+    for wrong, message in (
+        ({**OPEN, "vision_cfg": {**OPEN["vision_cfg"], "layers": [1, 2, 3, 4]}}, "says no vision tower that can be read"),
+        ({**OPEN, "embed_dim": 25}, "is not what its config says"),
+    ):
+        config.write_text(json.dumps({"model_cfg": wrong}))
+        with pytest.raises(DdgenError, match=message) as caught:
+            load_tower(find_tower(str(tmp_path), path), torch.float64, CPU)
+        assert caught.value.exit_code == 5 and caught.value.hint
+
+
 @pytest.mark.parametrize("layout", ["flat", "nested"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_image_prompt_files_are_read(kind: str, layout: str, tmp_path: Path) -> None:
@@ -407,14 +439,12 @@ def test_files_that_are_no_image_prompts(tmp_path: Path) -> None:
             check_reader(path)
         assert caught.value.exit_code == 5 and caught.value.hint
     with pytest.raises(DdgenError, match="no image encoder beside"):
-        tower_folder(None, path)
+        find_tower(None, path)
     with pytest.raises(DdgenError, match="--image-encoder '/none'"):
-        tower_folder("/none", path)
+        find_tower("/none", path)
 
 
 def test_an_image_prompt_from_its_files_to_the_picture(tmp_path: Path) -> None:
-    import json
-
     from ddgen.app import verbs
     from ddgen.app.pipeline import run
 
@@ -433,12 +463,12 @@ def test_an_image_prompt_from_its_files_to_the_picture(tmp_path: Path) -> None:
     with torch.no_grad():
         tokens = image_prompt.look(reader, sees, picture)
     (expected,) = run(pipeline, jobs, pictures=[ImagePrompt(reader, 0.6, *tokens)])
-    file = verbs.PromptPicture(tmp_path / "ip.safetensors", tower_folder(None, tmp_path / "ip.safetensors"), picture, 0.6)
+    file = verbs.PromptPicture(tmp_path / "ip.safetensors", find_tower(None, tmp_path / "ip.safetensors"), picture, 0.6)
     (found,) = verbs.whole(None, (), [file])(pipeline, jobs, lambda step, steps: None)
     assert np.array_equal(found, expected) and not np.array_equal(found, run(pipeline, jobs)[0])
     (folder / "config.json").write_text(json.dumps({**SEES, "hidden_size": 64}))
-    with pytest.raises(DdgenError, match="is not what its config.json says"):
-        load_tower(folder, torch.float64, CPU)
+    with pytest.raises(DdgenError, match="is not what its config says"):
+        load_tower(find_tower(str(folder), folder), torch.float64, CPU)
     (folder / "config.json").write_text("[]")
     with pytest.raises(DdgenError, match="is not a config"):
-        load_tower(folder, torch.float64, CPU)
+        load_tower(find_tower(str(folder), folder), torch.float64, CPU)

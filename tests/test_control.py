@@ -14,24 +14,26 @@ from diffusers import ControlNetModel
 from referees import Record, redraw
 from test_parity_pipelines import (
     FAMILIES,
-    NEGATIVES,
-    PROMPTS,
-    SEEDS,
-    STEPS,
     TOLERANCE,
+    asked,
     build,
     in_double,
     jobs_of,
     their_pipeline,
+    their_relative,
     vocabulary,
 )
+from test_edit_parity import MASK, NINE, PICTURE
 from torch import Tensor
 
 from ddgen.app.control import Control, changes
 from ddgen.app.pipeline import Pipeline, sample
+from ddgen.app.verbs import Source
+from ddgen.io import images
 from ddgen.nets.config import UNetConfig
 from ddgen.nets.controlnet import ControlNet
 from ddgen.nets.unet import UNet
+from ddgen.request import Edit
 from ddgen.weights.control import control_part, load_control
 
 __all__ = ["in_double", "vocabulary"]
@@ -100,7 +102,8 @@ def controls_of(pipeline: Pipeline, count: int) -> list[Control]:
     weights = ((0.8, 0.0, 1.0), (1.3, 0.2, 0.7))
     found = []
     for i, (weight, start, end) in enumerate(weights[:count]):
-        network = redraw(ControlNet(pipeline.spec.arch.unet).double().eval(), 20 + i)
+        config = replace(pipeline.spec.arch.unet, in_channels=4)
+        network = redraw(ControlNet(config).double().eval(), 20 + i)
         with torch.no_grad():
             hint = network.hint(torch.from_numpy(HINTS[i]))
         found.append(Control(network, hint, weight, start, end))
@@ -116,35 +119,22 @@ def test_controls_equal_diffusers(
     ours = build(family)
     controls = controls_of(ours, count)
     base = their_pipeline(family, ours, vocabulary, monkeypatch)
-    module_name, _, class_name = PLACES[name].rpartition(".")
-    kind = getattr(importlib.import_module(f"diffusers.pipelines.{module_name}"), class_name)
-    parts = {k: v for k, v in base.components.items() if k not in ("image_encoder", "feature_extractor")}
     nets = [their_net(ours.spec.arch.unet, control.network) for control in controls]
-    more = (
-        {"add_watermarker": False}
-        if "XL" in class_name
-        else {"feature_extractor": None, "requires_safety_checker": False}
-    )
-    theirs = kind(**parts, controlnet=nets if count > 1 else nets[0], **more)
-    theirs.set_progress_bar_config(disable=True)
+    theirs = their_relative(PLACES[name], base, controlnet=nets if count > 1 else nets[0])
     pictures = [torch.from_numpy(hint).expand(2, -1, -1, -1) for hint in HINTS[:count]]
 
     def one_or_all(values: list[object]) -> object:
         return values if count > 1 else values[0]
 
     expected = theirs(
-        prompt=list(PROMPTS),
-        negative_prompt=list(NEGATIVES),
-        image=one_or_all(pictures),
-        num_inference_steps=STEPS,
-        guidance_scale=7.5,
-        width=64,
-        height=64,
-        controlnet_conditioning_scale=one_or_all([control.weight for control in controls]),
-        control_guidance_start=[control.start for control in controls],
-        control_guidance_end=[control.end for control in controls],
-        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
-        output_type="latent",
+        **asked(
+            image=one_or_all(pictures),
+            width=64,
+            height=64,
+            controlnet_conditioning_scale=one_or_all([control.weight for control in controls]),
+            control_guidance_start=[control.start for control in controls],
+            control_guidance_end=[control.end for control in controls],
+        )
     ).images
 
     def difference(used: list[Control]) -> float:
@@ -164,6 +154,71 @@ def test_controls_equal_diffusers(
     ]
     for mutated in mutations:
         assert difference(mutated) > 10 * TOLERANCE
+
+
+# Under a mask
+
+MASKED = {
+    "4 channels": (
+        "sd1 ddim",
+        "controlnet.pipeline_controlnet_inpaint.StableDiffusionControlNetInpaintPipeline",
+        None,
+        Edit("inpaint", strength=0.8),
+    ),
+    "9 channels": (
+        "sd1 ddim",
+        "controlnet.pipeline_controlnet_inpaint.StableDiffusionControlNetInpaintPipeline",
+        NINE,
+        Edit("inpaint"),
+    ),
+    "sdxl": (
+        "sdxl euler",
+        "controlnet.pipeline_controlnet_inpaint_sd_xl.StableDiffusionXLControlNetInpaintPipeline",
+        None,
+        Edit("inpaint", strength=0.6),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MASKED)
+def test_controls_under_a_mask_equal_diffusers(
+    case: str, vocabulary: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
+) -> None:
+    name, place, arch, record = MASKED[case]
+    family = FAMILIES[name] if arch is None else replace(FAMILIES[name], arch=arch)
+    ours = build(family)
+    (control,) = controls_of(ours, 1)
+    base = their_pipeline(family, ours, vocabulary, monkeypatch)
+    config = replace(ours.spec.arch.unet, in_channels=4)
+    module = importlib.import_module("diffusers.pipelines." + place.rpartition(".")[0])
+    monkeypatch.setattr(module, "retrieve_latents", lambda found, *rest, **named: found.latent_dist.mode())
+    theirs = their_relative(place, base, controlnet=their_net(config, control.network))
+    pixels = torch.from_numpy(images.to_unit(PICTURE)).double() / 2 + 0.5
+    expected = theirs(
+        **asked(
+            image=pixels.expand(2, -1, -1, -1),
+            mask_image=torch.from_numpy(MASK[None, None]).double(),
+            control_image=torch.from_numpy(HINTS[0]).expand(2, -1, -1, -1),
+            strength=1.0 if record.strength is None else record.strength,
+            width=64,
+            height=64,
+            controlnet_conditioning_scale=control.weight,
+        )
+    ).images
+
+    def difference(used: list[Control], mask: np.ndarray = MASK) -> float:
+        jobs = [replace(job, edit=record) for job in jobs_of(family, ours)]
+        with torch.inference_mode():
+            found = sample(ours, jobs, source=Source(PICTURE, mask), controls=used)
+        return (found - expected).abs().max().item()
+
+    found = difference([control])
+    record_property("whole picture with a ControlNet under a mask, against diffusers", found)
+    assert found < TOLERANCE
+    mutations = [replace(control, weight=control.weight * 1.001), replace(control, hint=control.hint.flip(-1))]
+    for mutated in mutations:
+        assert difference([mutated]) > 10 * TOLERANCE
+    assert difference([]) > 0.01 and difference([control], ~MASK) > 0.01
 
 
 def test_when_a_control_acts() -> None:

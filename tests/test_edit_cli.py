@@ -316,12 +316,41 @@ def test_controls_are_read_before_a_model_is_loaded(ddgen: Call) -> None:
     text = json.dumps(header).encode()
     Path("c.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     steer = ("--control", "canny:p.png:0.8:0:0.5", "--control-model", "c.safetensors", "--plan", "--json")
-    for command in (("sample", "cat"), ("edit", "p.png", "cat")):
+    masked = ("inpaint", "p.png", "cat", "--mask", "m.png")
+    seen = []
+    for command in (("sample", "cat"), ("edit", "p.png", "cat"), masked, (*masked, "--mask-crop")):
         code, out, err = ddgen(*command, *steer)
         assert code == 0, err
         (record,) = json.loads(out)["controls"]
         assert (record["kind"], record["weight"], record["start"], record["end"]) == ("canny", 0.8, 0.0, 0.5)
         assert len(record["image"]) == len(record["model"]) == 64
+        seen.append(record["image"])
+    assert len(set(seen[:3])) == 1 and seen[3] != seen[0], "what is cropped of the picture is cropped of its map"
+    assert ddgen(*masked, "--control", "canny:p.png", "--plan")[0] == 2
+
+
+def test_a_map_lies_over_the_picture_whatever_part_is_worked_on(ddgen: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddgen.app import control
+    from ddgen.app.verbs import ControlFile
+
+    weights("c.safetensors", "input_hint_block.0.weight", "input_blocks.0.0.weight")
+    shown: list[ControlFile] = []
+
+    def load(pipeline: object, file: ControlFile) -> control.Control:
+        shown.append(file)
+        return control.Control(None, None, end=0.0)  # one that never acts
+
+    monkeypatch.setattr(control, "load", load)
+    place = np.zeros((256, 256), np.uint8)
+    place[64:128, 80:180] = 255  # m.png twice as large
+    Image.fromarray(place).save("map.png")
+    command = ("inpaint", "p.png", "cat", "--mask", "m.png", "--mask-crop", "--mask-padding", "0", "--steps", "2", "-q", "-f", "-o", "i.png")
+    steer = ("--control", "map:map.png", "--control-model", "c.safetensors")
+    code, _, err = ddgen(*command, *steer)
+    assert code == 0, err
+    (file,) = shown
+    assert file.picture.shape[:2] != (128, 128) and (file.picture > 127).mean() > 0.9, "what the network looks at"
+    assert np.array_equal(read("i.png")[:32], read("p.png")[:32])
 
 
 def weights(path: str, *names: str, shape: tuple[int, ...] = (2, 2)) -> None:
@@ -343,7 +372,7 @@ def test_image_prompts_are_read_before_a_model_is_loaded(ddgen: Call) -> None:
     os.mkdir("image_encoder")
     Path("image_encoder/config.json").write_text("{}")
     weights("image_encoder/model.safetensors", "x")
-    for command in (("sample", "cat"), ("edit", "p.png", "cat")):
+    for command in (("sample", "cat"), ("edit", "p.png", "cat"), ("inpaint", "p.png", "cat", "--mask", "m.png")):
         code, out, err = ddgen(*command, *shown, "--plan", "--json")
         assert code == 0, err
         first, second = json.loads(out)["controls"]

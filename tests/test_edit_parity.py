@@ -18,17 +18,15 @@ import torch
 from test_parity_pipelines import (
     FAMILIES,
     KL,
-    NEGATIVES,
-    PROMPTS,
-    SEEDS,
     SMALL,
-    STEPS,
     TOLERANCE,
     Family,
+    asked,
     build,
     in_double,
     jobs_of,
     their_pipeline,
+    their_relative,
     vocabulary,
 )
 from referees import Record
@@ -56,8 +54,8 @@ EIGHT = Arch("ip2p", replace(SMALL, in_channels=8), KL, TOWER)
 PICTURE = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 MASK = np.zeros((64, 64), bool)
 MASK[16:48, 8:40] = True  # on the grid of the latents, where all programs agree
-STABLE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_"
-WIDE = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_"
+STABLE = "stable_diffusion.pipeline_stable_diffusion_"
+WIDE = "stable_diffusion_xl.pipeline_stable_diffusion_xl_"
 
 CASES: dict[str, tuple[str, str, Arch | None, Edit, bool]] = {
     "img2img ddim": (
@@ -147,26 +145,14 @@ def ours(case: str, pipeline: Pipeline) -> Tensor:
 
 def theirs(case: str, pipeline: Pipeline, vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     _, place, _, record, masked = CASES[case]
-    module_name, _, class_name = place.rpartition(".")
-    module = importlib.import_module(module_name)
+    module = importlib.import_module("diffusers.pipelines." + place.rpartition(".")[0])
     monkeypatch.setattr(
         module,
         "retrieve_latents",
         lambda found, *rest, **named: found.latent_dist.mode(),
     )
     base = their_pipeline(family_of(case), pipeline, vocabulary, monkeypatch)
-    parts = {
-        name: part
-        for name, part in base.components.items()
-        if name not in ("image_encoder", "feature_extractor")
-    }
-    more = (
-        {"add_watermarker": False}
-        if "XL" in class_name
-        else {"feature_extractor": None, "requires_safety_checker": False}
-    )
-    made = getattr(module, class_name)(**parts, **more)
-    made.set_progress_bar_config(disable=True)
+    made = their_relative(place, base)
     pixels = torch.from_numpy(images.to_unit(PICTURE)).double() / 2 + 0.5
     options: dict[str, object] = {"image": pixels.expand(2, -1, -1, -1)}
     if "inpaint" in case:
@@ -180,10 +166,7 @@ def theirs(case: str, pipeline: Pipeline, vocabulary: Path, monkeypatch: pytest.
     else:
         options["strength"] = 1.0 if record.strength is None else record.strength
     assert masked == ("mask_image" in options)
-    return made(
-        prompt=list(PROMPTS), negative_prompt=list(NEGATIVES), num_inference_steps=STEPS, guidance_scale=7.5,
-        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], output_type="latent", **options,
-    ).images  # fmt: skip
+    return made(**asked(**options)).images
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -16,6 +16,7 @@ from test_edit import noisy_picture, pixel_pipeline
 
 from ddgen.app import canvas, inputs, verbs
 from ddgen.app.outcome import Missed
+from ddgen.app.named import Networks
 from ddgen.app.render import Renderer
 from ddgen.app.tasks import Planner, Task, replayable
 from ddgen.app.produce import Saving
@@ -41,8 +42,8 @@ def folder(tmp_path: Path) -> Path:
     return here
 
 
-def plans(folder: Path, models: tuple[Path, ...] = (), **settings: object) -> list[Task]:
-    made = planner(folder / "out", folder=lambda source: folder, models=models)
+def plans(folder: Path, networks: Networks = Networks(), **settings: object) -> list[Task]:
+    made = planner(folder / "out", folder=lambda source: folder, networks=networks)
     (line,) = lines("a fox", **{name: (value,) for name, value in settings.items()})
     return list(made.tasks(line))
 
@@ -94,12 +95,9 @@ BAD = {
     "mask and size": ({"init": "in/p.png", "mask": "in/m.png", "width": 64}, "'mask' and 'width' do not go together"),
     "mask and scale": ({"init": "in/p.png", "mask": "in/m.png", "scale": 2}, "'mask' and 'scale' do not go"),
     "cut out": ({"init": "in/p.png", "transparent": True}, "'init' and 'transparent' do not go together"),
-    "mask and control": (
-        {"init": "in/p.png", "mask": "in/m.png", "control": ("canny:in/p.png",)},
-        "'mask' and 'control' do not go together",
-    ),
     "guidance": ({"init": "in/p.png", "image_guidance": 1.5}, "model 'fake' has no --image-guidance"),
     "no network": ({"control": ("canny:in/p.png",)}, "1 --control and 0 --control-model are given"),
+    "no reader": ({"image_prompt": ("in/p.png",)}, "1 --image-prompt and 0 --image-prompt-model are given"),
 }
 
 
@@ -112,20 +110,49 @@ def test_what_a_line_cannot_say(case: str, folder: Path) -> None:
     assert caught.value.message.startswith("prompt file 'p' line 1: ") and message in caught.value.message
 
 
-def test_controls_are_steers_of_the_job(folder: Path) -> None:
-    header = {
-        name: {"dtype": "F16", "shape": [1], "data_offsets": [2 * i, 2 * i + 2]}
-        for i, name in enumerate(("input_hint_block.0.weight", "input_blocks.0.0.weight"))
-    }
+def weights(path: Path, *names: str) -> Path:
+    """Write a file of weights of one number each."""
+    header = {name: {"dtype": "F16", "shape": [1, 1], "data_offsets": [2 * i, 2 * i + 2]} for i, name in enumerate(names)}
     text = json.dumps(header).encode()
-    model = folder / "c.safetensors"
-    model.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    (task,) = plans(folder, (model,), control=("canny:in/p.png:0.8:0:0.5",), seed=1)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2 * len(names)))
+    return path
+
+
+def test_controls_are_steers_of_the_job(folder: Path) -> None:
+    model = weights(folder / "c.safetensors", "input_hint_block.0.weight", "input_blocks.0.0.weight")
+    (task,) = plans(folder, Networks((model,)), control=("canny:in/p.png:0.8:0:0.5",), seed=1)
     (steer,) = task.job.controls
     assert (steer.kind, steer.weight, steer.start, steer.end) == ("canny", 0.8, 0.0, 0.5)
     with pytest.raises(InputError, match="control '../other.png' leaves"):
-        plans(folder, (model,), control=("canny:../other.png",))
+        plans(folder, Networks((model,)), control=("canny:../other.png",))
     assert replayable(task, "x")["control"] == ["canny:in/p.png:0.8:0:0.5"]
+    (masked,) = plans(folder, Networks((model,)), init="in/p.png", mask="in/m.png", control=("canny:in/p.png",), seed=1)
+    assert masked.job.edit.verb == "inpaint" and masked.job.controls
+    inputs.draw(masked.inputs, masked.job)
+    with pytest.raises(DdgenError, match="was changed"):
+        inputs.draw(masked.inputs, replace(masked.job, controls=()))
+
+
+def test_image_prompts_are_steers_of_the_job(folder: Path) -> None:
+    plain = [f"image_proj.proj.{n}.weight" for n in (0, 2, 3)]
+    reader = weights(folder / "ip.safetensors", *plain, "ip_adapter.1.to_k_ip.weight")
+    weights(folder / "eye" / "model.safetensors", "x")
+    (folder / "eye" / "config.json").write_text("{}")
+    networks = Networks((), (reader,), str(folder / "eye"))
+    (task,) = plans(folder, networks, image_prompt=("in/p.png:0.6", "in/m.png"), seed=1)
+    first, second = task.job.controls
+    assert (first.kind, first.weight, second.weight) == ("image-prompt", 0.6, 1.0) and first.image != second.image
+    draw = inputs.draw(task.inputs, task.job)
+    assert callable(draw) and replayable(task, "x")["image_prompt"] == ["in/p.png:0.6", "in/m.png"]
+    for more in ({"init": "in/p.png"}, {"init": "in/p.png", "mask": "in/m.png"}):
+        (edited,) = plans(folder, networks, image_prompt=("in/p.png",), seed=1, **more)
+        assert edited.job.edit is not None and len(edited.job.controls) == 1
+    for path, message in (("../other.png", "leaves the directory"), ("in/link.png", "leaves"), ("in/none.png", "no such file")):
+        with pytest.raises(InputError, match=f"line 1: image_prompt '{path}'.*{message}"):
+            plans(folder, networks, image_prompt=(path,))
+    with pytest.raises(DdgenError, match="no image encoder beside"):
+        plans(folder, Networks((), (reader,)), image_prompt=("in/p.png",))
 
 
 def test_values() -> None:
@@ -133,6 +160,8 @@ def test_values() -> None:
     assert read_values("init", ["a.png", "b.png"]) == ("a.png", "b.png"), "a list is a sweep"
     assert read_values("control", "canny:a.png; tile:b.png") == (("canny:a.png", "tile:b.png"),)
     assert read_values("control", ["canny:a.png", "tile:b.png"]) == (("canny:a.png", "tile:b.png"),)
+    assert read_values("image_prompt", "a.png:0.6; b.png") == (("a.png:0.6", "b.png"),)
+    assert read_values("image_prompt", [["a.png"], ["b.png"]]) == (("a.png",), ("b.png",)), "a list of lists is a sweep"
     for wrong in (7, [], [7]):
         with pytest.raises(SettingError):
             read_values("control", wrong)

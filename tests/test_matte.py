@@ -46,6 +46,20 @@ def test_what_lay_on_the_key_comes_back(colour):
     assert np.abs(found[visible][:, :3].astype(int) - colour).mean() < 25, "no rim of the key's colour"
 
 
+@pytest.mark.parametrize("colour", [(255, 255, 255), (20, 140, 220), (142, 36, 170)])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_thing_that_touches_the_edge_keeps_no_tint_there(colour, turns):
+    """Drawn as the model draws: it runs out of the picture, and its last pixels have some of the ground's colour."""
+    thing = np.roll(disc(colour), -40, axis=1)
+    thing[:, 88:] = 0
+    thing[:, 0:4, 3] = thing[:, 0:4, 3] * np.array([0.75, 0.8, 0.85, 0.9])
+    found = np.rot90(key_out(np.rot90(laid_on(thing, MAGENTA), turns).copy(), MAGENTA), -turns)
+    edge = np.concatenate([found[40:52, :6], found[76:88, :6]])  # above and below the hole
+    tint = [part[..., [0, 2]].min(-1).astype(int) - part[..., 1] for part in (edge, np.array(colour))]
+    assert (edge[..., 3] > 100).all() and tint[0].max() < max(0, int(tint[1])) + 12
+    assert (found[40:52, 8:20, 3] == 255).all(), "what lies deeper is whole"
+
+
 def test_a_picture_without_ground_stays_whole():
     pixels = np.full((64, 64, 3), (90, 140, 60), np.uint8)
     found = key_out(pixels, MAGENTA)

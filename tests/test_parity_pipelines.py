@@ -10,6 +10,7 @@ seen.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -341,6 +342,33 @@ def their_pipeline(
         )
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def their_relative(place: str, base: object, **parts: object) -> object:
+    """Return diffusers' pipeline of another class, "module.Class", with the parts of a plain one and some more."""
+    module_name, _, class_name = place.rpartition(".")
+    kind = getattr(importlib.import_module(f"diffusers.pipelines.{module_name}"), class_name)
+    without = ("image_encoder", "feature_extractor")
+    shared = {name: part for name, part in base.components.items() if name not in without}  # type: ignore[attr-defined]
+    more = {"feature_extractor": None, "requires_safety_checker": False, "add_watermarker": False}
+    taken = inspect.signature(kind).parameters
+    made = kind(**shared, **parts, **{name: part for name, part in more.items() if name in taken})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def asked(**more: object) -> dict[str, object]:
+    """Return what diffusers' pipelines are called with: the texts, steps and seeds that all tests share."""
+    return {
+        "prompt": list(PROMPTS),
+        "negative_prompt": list(NEGATIVES),
+        "num_inference_steps": STEPS,
+        "guidance_scale": 7.5,
+        "generator": [torch.Generator().manual_seed(seed) for seed in SEEDS],
+        "output_type": "latent",
+        **more,
+    }
+
 
 
 def jobs_of(family: Family, ours: Pipeline) -> list[Job]:

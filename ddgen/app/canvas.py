@@ -38,8 +38,9 @@ LANCZOS, BOX = Image.Resampling.LANCZOS, Image.Resampling.BOX
 
 def digest(array: "Pixels | Mask") -> str:
     """Return the sha256 of a picture's or a mask's size and values."""
-    header = "x".join(map(str, array.shape)).encode()
-    return hashlib.sha256(header + b"\0" + np.ascontiguousarray(array).tobytes()).hexdigest()
+    found = hashlib.sha256("x".join(map(str, array.shape)).encode() + b"\0")
+    found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def resize(pixels: "Pixels", width: int, height: int) -> "Pixels":

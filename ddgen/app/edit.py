@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from ddgen.app import windows
 from ddgen.app.verbs import Source, kept_steps, reads
 from ddgen.diffusion.denoiser import Denoise
 from ddgen.diffusion.spacing import Grid
@@ -68,18 +69,15 @@ def later(grid: Grid, edit: Edit | None) -> Grid:
 
 
 @torch.inference_mode()
-def begin(pipeline: Pipeline, source: Source | None, width: int, height: int) -> Begun | None:
-    """Encode the picture of a run; a network that reads a mask is told that there is none where there is
+def begin(pipeline: Pipeline, source: Source | None, job: Job) -> Begun | None:
+    """Encode the picture of a run, window by window where the job says so; a network that reads a mask is told that there is none where there is
     none.
 
     Raises:
         UsageError: a network that works on a picture, and none is given.
     """
-    arch, stage, kind = (
-        pipeline.spec.arch,
-        pipeline.first_stage,
-        reads(pipeline.spec.arch),
-    )
+    arch, stage = pipeline.spec.arch, pipeline.first_stage
+    kind, width, height = reads(arch), job.width, job.height
     if source is None:
         if kind == "image":
             mend = 'give it one: ddgen edit IMAGE "make it red"'
@@ -93,6 +91,11 @@ def begin(pipeline: Pipeline, source: Source | None, width: int, height: int) ->
         nothing = torch.zeros(1, 3, height, width, device=pipeline.device, dtype=dtype_of(stage))
         beside = mask_channels(arch, stage, nothing, None)
         return Begun(beside[:, 1:], None, beside, blended=False)
+    tiling = windows.tiling_of(job.edit, arch, least=windows.LEAST)
+    if tiling is not None:
+        factor = arch.first_stage.factor
+        x0 = windows.encode(stage, source.image, factor, tiling, pipeline.device, dtype_of(stage))
+        return Begun(x0, None, None, blended=True)
     pixels = torch.from_numpy(images.to_unit(source.image)).to(pipeline.device, dtype_of(stage))
     x0 = stage.encode(pixels)
     mask = None
@@ -166,10 +169,9 @@ def in_windows(denoise: Denoise, tiling: Tiling) -> Denoise:
 
 def wrap(begun: Begun | None, jobs: Sequence[Job], denoise: Denoise, arch: Arch) -> Denoise:
     """Return the denoise of a run with what its edit adds to it."""
-    edit = jobs[0].edit
-    if edit is not None and edit.window:
-        cells = edit.window // arch.first_stage.factor
-        denoise = in_windows(denoise, Tiling(cells, cells // 4))
+    tiling = windows.tiling_of(jobs[0].edit, arch)
+    if tiling is not None:
+        denoise = in_windows(denoise, tiling)
     if begun is not None and begun.anew is not None and begun.blended:
         denoise = known_outside(denoise, begun.x0, begun.anew)
     return denoise

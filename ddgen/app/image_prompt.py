@@ -2,7 +2,7 @@
 
     D(x; text)  ->  D(x; text, w tokens(picture));  the unconditional side reads the tokens of no picture
 
-The tower is needed once a run and let go. No picture is a projected embedding of zeros, or the states of a
+The tower is needed once a run and let go, but for the lines of a batch, which share it. No picture is a projected embedding of zeros, or the states of a
 picture of zeros, as the adapters were trained.
 """
 
@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddgen.diffusion.denoiser import Denoiser
 from ddgen.nets.image_tokens import ImageReader, cross_attentions, reading
@@ -42,23 +43,25 @@ def load(pipeline: Pipeline, files: Sequence[PromptPicture]) -> list[ImagePrompt
     Raises:
         ModelError: an adapter or a tower that cannot be used, or does not fit.
     """
-    from ddgen.weights.image_prompt import load_reader, load_tower
+    from ddgen.weights.image_prompt import load_reader
+    from ddgen.weights.vision import load_tower
 
     unet = pipeline.denoiser.network
     widths = [module.to_out[0].out_features for module in cross_attentions(unet)]  # type: ignore[arg-type]
     dtype = pipeline.denoiser.dtype or torch.float32
-    readers: dict[object, ImageReader] = {}
-    towers: dict[object, VisionTower] = {}
+    networks: dict[Path, nn.Module] = dict(pipeline.controls)
     found = []
     for file in files:
-        if file.adapter not in readers:
+        if file.adapter not in networks:
             width = pipeline.spec.arch.unet.context_dim
-            readers[file.adapter] = load_reader(file.adapter, widths, width, dtype, pipeline.device)
-        if file.tower not in towers:
-            towers[file.tower] = load_tower(file.tower, dtype, pipeline.device)
-        reader = readers[file.adapter]
-        tokens, nothing = look(reader, towers[file.tower], file.picture)
-        found.append(ImagePrompt(reader, file.weight, tokens, nothing))
+            networks[file.adapter] = load_reader(file.adapter, widths, width, dtype, pipeline.device)
+        if file.tower.weights not in networks:
+            networks[file.tower.weights] = load_tower(file.tower, dtype, pipeline.device)
+        reader, tower = networks[file.adapter], networks[file.tower.weights]
+        tokens, nothing = look(reader, tower, file.picture)  # type: ignore[arg-type]
+        found.append(ImagePrompt(reader, file.weight, tokens, nothing))  # type: ignore[arg-type]
+        if file.kept:
+            pipeline.controls |= {path: networks[path] for path in (file.adapter, file.tower.weights)}
     return found
 
 

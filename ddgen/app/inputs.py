@@ -1,9 +1,10 @@
-"""Pictures that a job line names: `init`, what is edited; `mask`, what of it is made anew; `control`, what
-steers. Torch-free.
+"""Pictures that a job line names: `init`, what is edited; `mask`, what of it is made anew; `control` and
+`image_prompt`, what steers. Torch-free.
 
     {"prompt": "a red penguin", "init": "in/penguin.png", "strength": 0.6}       as `ddgen edit`
     {"prompt": "a fox", "init": "in/empty.png", "mask": "in/half.png"}           as `ddgen inpaint`
     {"prompt": "a house", "control": "canny:in/house.png:0.8"}                   as `sample --control`
+    {"prompt": "a house", "image_prompt": "in/style.png:0.6"}                    as `sample --image-prompt`
 
 A path is relative to the prompt file and never leaves its directory, not by a link either: a prompt file is
 a stranger's. The job holds what was seen as sha256; the pictures themselves are read again when their turn
@@ -12,7 +13,7 @@ comes, so that a batch of ten thousand holds none.
 
 import stat
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +27,10 @@ from ddgen.weights.spec import Spec
 
 if TYPE_CHECKING:
     from ddgen.app.canvas import Mask
+    from ddgen.app.steering import Bring
     from ddgen.io.images import Pixels
 
+STEERS = {"control", "image_prompt"}
 FEATHER = 4  # pixels inside a mask over which the new becomes full
 
 
@@ -40,7 +43,7 @@ def jobs(inputs: Inputs, request: Request, spec: Spec) -> Iterator[Job]:
     _check(inputs, request, spec)
     if inputs.get("init") is None:
         for job in plan.plan(request, spec):
-            yield replace(job, controls=_controls(inputs, job.width, job.height)[0])
+            yield replace(job, controls=_steering(inputs, _fitting(inputs, job)).records)
         return
     pixels, alpha = _open(inputs, "init", inputs.get("init"))
     high, wide = pixels.shape[:2]
@@ -51,7 +54,9 @@ def jobs(inputs: Inputs, request: Request, spec: Spec) -> Iterator[Job]:
     strength = inputs.get("strength")
     if inputs.get("mask") is not None:
         record = Edit("inpaint", canvas.digest(pixels), canvas.digest(_mask(inputs, pixels, alpha)), strength)
-        yield from (replace(job, edit=record) for job in planned)
+        for job in planned:
+            _, bring = _framing(pixels, job)
+            yield replace(job, edit=record, controls=_steering(inputs, bring).records)
         return
     guided = None
     if verbs.reads(spec.arch) == "image":
@@ -59,9 +64,9 @@ def jobs(inputs: Inputs, request: Request, spec: Spec) -> Iterator[Job]:
     elif strength is None:
         strength = verbs.STRENGTH
     for job in planned:
-        fitted = canvas.fit(pixels, job.width, job.height, inputs.get("fit", "crop"))
-        record = Edit("edit", canvas.digest(fitted), "", strength, guided)
-        yield replace(job, edit=record, controls=_controls(inputs, job.width, job.height)[0])
+        bring = _fitting(inputs, job)
+        record = Edit("edit", canvas.digest(bring(pixels)), "", strength, guided)
+        yield replace(job, edit=record, controls=_steering(inputs, bring).records)
 
 
 def draw(inputs: Inputs, job: Job) -> verbs.Draw:
@@ -70,22 +75,22 @@ def draw(inputs: Inputs, job: Job) -> verbs.Draw:
     Raises:
         InputError: a picture is gone, or not what it was when the job was planned.
     """
-    files: tuple[verbs.ControlFile, ...] = ()
-    image: Pixels | None = None
-    record = None
+    bring, image, record = _fitting(inputs, job), None, None
     if inputs.get("init") is not None:
         assert job.edit is not None
         pixels, alpha = _open(inputs, "init", inputs.get("init"))
         if job.edit.verb == "inpaint":
-            mask = _mask(inputs, pixels, alpha)
-            _same(job.edit, replace(job.edit, image=canvas.digest(pixels), mask=canvas.digest(mask)))
-            frame = Frame((0, 0, pixels.shape[1], pixels.shape[0]), job.width, job.height)
-            return verbs.inside(pixels, mask, frame, canvas.feathered(mask, FEATHER))
-        image = canvas.fit(pixels, job.width, job.height, inputs.get("fit", "crop"))
+            mask, (frame, bring) = _mask(inputs, pixels, alpha), _framing(pixels, job)
+            record = replace(job.edit, image=canvas.digest(pixels), mask=canvas.digest(mask))
+            found = _steering(inputs, bring)
+            _same((job.edit, job.controls), (record, found.records))
+            feather = canvas.feathered(mask, FEATHER)
+            return verbs.inside(pixels, mask, frame, feather, controls=found.controls, pictures=found.pictures)
+        image = bring(pixels)
         record = replace(job.edit, image=canvas.digest(image))
-    steers, files = _controls(inputs, job.width, job.height)
-    _same((job.edit, job.controls), (record, steers))
-    return verbs.whole(image, files)
+    found = _steering(inputs, bring)
+    _same((job.edit, job.controls), (record, found.records))
+    return verbs.whole(image, found.controls, found.pictures)
 
 
 def find(folder: Path, name: str, path: str) -> Path:
@@ -140,13 +145,13 @@ def alpha_mask(name: str, alpha: "Pixels | None", mend: str = "name a mask of it
 
 def _check(inputs: Inputs, request: Request, spec: Spec) -> None:
     said = {name for name, _ in inputs.said}
-    if "init" not in said and said != {"control"}:
-        name = next(name for name in NAMES if name in said and name != "control")
+    if "init" not in said and said - STEERS:
+        name = next(name for name in NAMES if name in said - STEERS)
         raise UsageError(f"'{name}' needs 'init'", 'name a picture: "init": "in.png"', id="usage.inputs")
     if "init" in said and request.transparent:
         raise UsageError("'init' and 'transparent' do not go together", "drop one of them", id="usage.inputs")
     if "mask" in said:
-        against = said & {"control", "fit", "image_guidance"}
+        against = said & {"fit", "image_guidance"}
         against |= {name for name in ("width", "height") if getattr(request, name) is not None}
         against |= {"scale"} if request.scale != 1 else set()
         against |= {"tile"} if request.tile else set()
@@ -195,17 +200,50 @@ def _mask(inputs: Inputs, pixels: "Pixels", alpha: "Pixels | None") -> "Mask":
     return read_mask(path, levels, pixels.shape[1], pixels.shape[0])
 
 
-def _controls(inputs: Inputs, width: int, height: int) -> tuple[tuple[Steer, ...], tuple[verbs.ControlFile, ...]]:
+@dataclass(frozen=True)
+class Found:
+    """What steers a job, and the records of it."""
+
+    records: tuple[Steer, ...] = ()
+    controls: tuple[verbs.ControlFile, ...] = ()
+    pictures: tuple[verbs.PromptPicture, ...] = ()
+
+
+def _fitting(inputs: Inputs, job: Job) -> "Bring":
+    """Return what brings pictures to a job's size."""
+    how = inputs.get("fit", "crop")
+    return lambda pixels: canvas.fit(pixels, job.width, job.height, how)
+
+
+def _framing(picture: "Pixels", job: Job) -> "tuple[Frame, Bring]":
+    """Return how the network sees a picture whole, and what lays others over it and brings them there."""
+    high, wide = picture.shape[:2]
+    frame = Frame((0, 0, wide, high), job.width, job.height)
+    return frame, lambda pixels: frame.cut(canvas.fit(pixels, wide, high, "crop"))
+
+
+def _steering(inputs: Inputs, bring: "Bring") -> Found:
     typed: tuple[str, ...] = inputs.get("control", ())
-    if not typed:
-        return (), ()
-    steering.pair(len(typed), len(inputs.models))
-    found = []
-    for text, model in zip(typed, inputs.models, strict=True):
-        wanted = steering.parse(text)
-        pixels, _ = _open(inputs, "control", wanted.path)
-        found.append(steering.steer(wanted, pixels, model, width, height))
-    return tuple(record for record, _ in found), tuple(file for _, file in found)
+    prompts: tuple[str, ...] = inputs.get("image_prompt", ())
+    networks = inputs.networks
+    controls, pictures = [], []
+    if typed:
+        steering.pair(len(typed), len(networks.controls))
+        for text, model in zip(typed, networks.controls, strict=True):
+            wanted = steering.parse(text)
+            pixels, _ = _open(inputs, "control", wanted.path)
+            controls.append(steering.steer(wanted, pixels, model, bring))
+    if prompts:
+        readers = steering.readers_of(prompts, networks)
+        for text, model in zip(prompts, readers, strict=True):
+            pictures.append(
+                steering.show(text, lambda path: _open(inputs, "image_prompt", path)[0], model, networks, kept=True)
+            )
+    return Found(
+        tuple(record for record, _ in (*controls, *pictures)),
+        tuple(file for _, file in controls),
+        tuple(one for _, one in pictures),
+    )
 
 
 def _same(planned: object, seen: object) -> None:

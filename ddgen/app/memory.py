@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ddgen.app.estimate import decode_bytes, step_bytes
+from ddgen.app.windows import seen
 from ddgen.errors import choose
 from ddgen.nets.tiling import Tiling
 
@@ -93,7 +94,7 @@ def fitting_batch(spec: Spec, job: Job, size: int, device: torch.device, dtype: 
     if free is None:
         return size
     factor = spec.arch.first_stage.factor
-    shape = job.height // factor, job.width // factor
+    shape = [side // factor for side in seen(job)]
     branches = 1 if job.guidance == 1 else 2
     each = branches * step_bytes(spec.arch.unet, *shape) * (dtype or torch.float32).itemsize // 4
     return max(1, min(size, int(BATCH_SHARE * free // max(each, 1))))

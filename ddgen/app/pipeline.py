@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ddgen.app import edit as editing
-from ddgen.app import plan
+from ddgen.app import plan, windows
 from ddgen.app.conditions import Encodings, TextEncoder, bind
 from ddgen.app.memory import fit_decoding
 from ddgen.app.control import Control
@@ -132,18 +132,26 @@ def run(
     networks = [part.denoiser.network for part in (pipeline, pipeline.refiner) if part is not None]
     reading = [*networks, *(control.network for control in controls)]
     with seamless([*networks, pipeline.first_stage], jobs[0].tile), remembering(reading):
-        fit_decoding(pipeline.first_stage, jobs[0].height, jobs[0].width, pipeline.device)
+        fit_decoding(pipeline.first_stage, *windows.seen(jobs[0], least=windows.LEAST), pipeline.device)
         latents = sample(pipeline, jobs, on_step, source, on_start, controls, pictures)
-        pixels = pipeline.first_stage.decode(latents)
-    bad = [str(job.seed) for job, image in zip(jobs, pixels, strict=True) if not torch.isfinite(image).all()]
+        decoded = _decoded(pipeline, jobs, latents)
+    bad = [str(job.seed) for job, picture in zip(jobs, decoded, strict=True) if picture is None]
     if bad:
         raise NumericsError(f"seed {', '.join(bad)}: non-finite values; not saved", "run with --dtype float32", id="numerics.pixels")
-    return [_finished(pipeline.spec, job, image) for job, image in zip(jobs, pixels, strict=True)]
+    return [_finished(pipeline.spec, job, picture) for job, picture in zip(jobs, decoded, strict=True)]
 
 
-def _finished(spec: Spec, job: Job, image: Tensor) -> np.ndarray:
-    """Return a decoded picture (3, H, W) as the array that is saved: cut out of its ground, enlarged."""
-    picture = images.to_uint8(image)
+def _decoded(pipeline: Pipeline, jobs: Sequence[Job], latents: Tensor) -> list[np.ndarray | None]:
+    """Return the pictures (H, W, 3) of latents, None for those with values that are not finite."""
+    stage, arch = pipeline.first_stage, pipeline.spec.arch
+    tiling = windows.tiling_of(jobs[0].edit, arch, least=windows.LEAST)
+    if tiling is not None:
+        return [windows.decode(stage, one, arch.first_stage.factor, tiling) for one in latents.split(1)]
+    return [images.to_uint8(image) if image.isfinite().all() else None for image in stage.decode(latents)]
+
+
+def _finished(spec: Spec, job: Job, picture: np.ndarray) -> np.ndarray:
+    """Return a decoded picture as the array that is saved: cut out of its ground, enlarged."""
     if job.transparent and spec.ground is not None:
         picture = key_out(picture, (spec.ground["red"], spec.ground["green"], spec.ground["blue"]))
     return images.enlarge(picture, job.scale)
@@ -166,7 +174,7 @@ def sample(
         discard = SAMPLERS[job.sampler].discard
         grid = make_spacing(job.spacing, pipeline.denoiser.schedule, job.steps, discard=discard)
     grid = editing.later(grid, job.edit)
-    begun = editing.begin(pipeline, source, job.width, job.height)
+    begun = editing.begin(pipeline, source, job)
     beside = None if begun is None else begun.beside
     denoise = editing.wrap(begun, jobs, bind(pipeline, jobs, grid, beside, controls, pictures), arch)
     shape = (arch.first_stage.channels, job.height // arch.first_stage.factor, job.width // arch.first_stage.factor)

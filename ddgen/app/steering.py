@@ -1,22 +1,30 @@
-"""`TYPE:IMAGE[:WEIGHT[:START:END]]`, as a flag or in a job line: read, and made into what steers a job.
-Torch-free.
+"""`TYPE:IMAGE[:WEIGHT[:START:END]]` and, for image prompts, `IMAGE[:WEIGHT]`, as flags or in a job line: read, and
+made into what steers a job. Torch-free.
 
 Numbers are split from the right, so that a path may hold colons.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddgen.app import canvas, maps
-from ddgen.app.verbs import ControlFile
+from ddgen.app.adjust import parse_lora
+from ddgen.app.named import Networks
+from ddgen.app.verbs import ControlFile, PromptPicture
 from ddgen.errors import UsageError, choose
 from ddgen.request import Steer
 from ddgen.weights.control import control_part
 from ddgen.weights.digest import digest
+from ddgen.weights.image_prompt import check_reader
+from ddgen.weights.vision import find_tower
 
 if TYPE_CHECKING:
     from ddgen.io.images import Pixels
+
+    Bring = Callable[[Pixels], Pixels]
+    """A picture of any size -> the same as the jobs see it."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +75,48 @@ def pair(typed: int, models: int) -> None:
         )
 
 
-def steer(wanted: Wanted, pixels: "Pixels", model: Path, width: int, height: int) -> tuple[Steer, ControlFile]:
-    """Return the record of a control of a job of some size, and what is loaded for it.
+def steer(wanted: Wanted, pixels: "Pixels", model: Path, bring: "Bring") -> tuple[Steer, ControlFile]:
+    """Return the record of a control, and what is loaded for it.
 
     Raises:
         ModelError: the network's file.
     """
     control_part(model)
-    shown = maps.control_map(canvas.fit(pixels, width, height, "crop"), wanted.kind)
+    shown = maps.control_map(bring(pixels), wanted.kind)
     said = (wanted.weight, wanted.start, wanted.end)
     return Steer(wanted.kind, canvas.digest(shown), digest(model), *said), ControlFile(model, shown, *said)
+
+
+def readers_of(typed: Sequence[str], networks: Networks) -> list[Path]:
+    """Return the IP-Adapter of each image prompt.
+
+    Raises:
+        UsageError: as many as neither one nor all, or some without a prompt.
+    """
+    models = networks.readers
+    if len(models) not in (len(typed), 1) or (models and not typed):
+        raise UsageError(
+            f"{len(typed)} --image-prompt and {len(models)} --image-prompt-model are given",
+            "give one --image-prompt-model FILE for all, or one for each, in the same order",
+            id="usage.image-prompt",
+        )
+    return list(models) * (len(typed) if len(models) == 1 else 1)
+
+
+def show(
+    text: str, read: "Callable[[str], Pixels]", model: Path, networks: Networks, *, kept: bool = False
+) -> tuple[Steer, PromptPicture]:
+    """Return the record of an image prompt, and what is loaded for it. read: a path -> its picture.
+
+    Raises:
+        UsageError: a weight out of range. InputError: the picture. ModelError: a network's file.
+    """
+    path, weight = parse_lora(text, "--image-prompt")
+    check_reader(model)
+    tower = find_tower(networks.encoder, model)
+    picture = read(path)
+    seen = f"{digest(model)}+{digest(tower.weights)}"
+    return Steer("image-prompt", canvas.digest(picture), seen, weight), PromptPicture(model, tower, picture, weight, kept)
 
 
 def _number(text: str) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 from ddgen.app import named, naming, plan
 from ddgen.app.identity import derived_seed, job_id
 from ddgen.app.ledger import Shard
-from ddgen.app.named import Inputs
+from ddgen.app.named import Inputs, Networks
 from ddgen.app.styles import Style, apply_style
 from ddgen.errors import DdgenError, InputError, UsageError
 from ddgen.io.lines import PromptLine
@@ -79,7 +79,7 @@ class Planner:
     run_seed: what seeds are derived from where none is said.
     expand:   a template -> its prompts.
     folder:   a line's source, as messages call it -> where its paths start.
-    models:   of the controls that lines name, in order.
+    networks: what reads the controls and image prompts that lines name.
     """
 
     spec: Spec
@@ -91,7 +91,7 @@ class Planner:
     styles: Mapping[str, Style] = field(default_factory=dict)
     shard: Shard = field(default_factory=Shard)
     folder: Callable[[str], Path] = lambda source: Path()
-    models: tuple[Path, ...] = ()
+    networks: Networks = Networks()
     duplicates: int = 0
     _count: int = 0
     _repeats: dict[int, int] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class Planner:
             repeat = self._repeat(prompt)
             for combination in _product(settings):
                 styled, combination = self._styled(prompt, combination)
-                read, combination = named.take(combination, self.folder(line.source), self.models)
+                read, combination = named.take(combination, self.folder(line.source), self.networks)
                 keep = combination.pop("best", None)
                 seed = derived_seed(self.run_seed, prompt, repeat)
                 found = self._jobs(styled, combination, seed, read)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ddgen.app import canvas
 from ddgen.errors import ModelError
-from ddgen.nets.tiling import Tiling, in_tiles
+from ddgen.nets.tiling import Tiling, in_bands
 from ddgen.weights.checkpoint import read_tensors
 from ddgen.weights.control import stored
 from ddgen.weights.unpickle import read_weights_header
@@ -74,10 +75,21 @@ def load(path: Path, device: torch.device) -> Upscaler:
 @torch.inference_mode()
 def enlarged(upscaler: Upscaler, picture: Pixels, width: int, height: int) -> Pixels:
     """Return the picture at a size: run through the network until it is large enough, then brought to it."""
-    x = torch.tensor(picture).permute(2, 0, 1)[None].to(upscaler.device) / 255
     for _ in range(MAX_PASSES):
-        if x.shape[-1] >= width and x.shape[-2] >= height:
+        if picture.shape[1] >= width and picture.shape[0] >= height:
             break
-        x = in_tiles(upscaler.model, x, TILES, cell_out=upscaler.scale).clamp(0, 1)
-    pixels = (x[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
-    return canvas.fit(pixels, width, height, "stretch")
+        picture = _once(upscaler, picture)
+    return canvas.fit(picture, width, height, "stretch")
+
+
+def _once(upscaler: Upscaler, picture: Pixels) -> Pixels:
+    """Return the picture run through the network, tile by tile; only its bytes are ever whole."""
+
+    def compute(rows: slice, columns: slice) -> torch.Tensor:
+        return upscaler.model(torch.tensor(picture[rows, columns]).permute(2, 0, 1)[None].to(upscaler.device) / 255)
+
+    high, wide = picture.shape[:2]
+    bands = in_bands(compute, high, wide, TILES, cell_out=upscaler.scale)
+    return np.concatenate(
+        [(band.clamp(0, 1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy() for band in bands]
+    )

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from ddgen.app.image_prompt import ImagePrompt
     from ddgen.app.pipeline import OnStep, Pipeline
     from ddgen.io.images import Pixels
+    from ddgen.weights.vision import TowerFiles
 
 Draw = Callable[["Pipeline", Sequence[Job], "OnStep"], "list[Pixels]"]
 """(pipeline, batch of jobs, on_step) -> one picture a job."""
+
+Run = Callable[["Pipeline", Sequence[Job], "OnStep", "Source | None"], "list[Pixels]"]
 
 STRENGTH = 0.75  # the usual one
 INSTRUCTED = 1.5  # the usual --image-guidance of networks that follow instructions
@@ -106,12 +109,36 @@ class ControlFile:
 
 @dataclass(frozen=True)
 class PromptPicture:
-    """A picture as a prompt, of any size: the IP-Adapter that reads it, the folder of the tower that sees it."""
+    """A picture as a prompt, of any size: the IP-Adapter that reads it, the tower that sees it. kept: adapter and
+    tower stay for the pictures of later runs."""
 
     adapter: Path
-    tower: Path
+    tower: "TowerFiles"
     picture: "Pixels"
     weight: float
+    kept: bool = False
+
+
+def steered(controls: Sequence[ControlFile], pictures: Sequence[PromptPicture]) -> Run:
+    """Return what runs jobs steered by controls and image prompts, which are loaded once."""
+    loaded: list[Control] = []
+    shown: list[ImagePrompt] = []
+
+    def run(
+        pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep", source: Source | None
+    ) -> "list[Pixels]":
+        from ddgen.app import pipeline as pipelines
+
+        if not controls and not pictures:
+            return pipelines.run(pipeline, jobs, on_step, source)
+        from ddgen.app import control, image_prompt
+
+        if not loaded and not shown:
+            loaded.extend(control.load(pipeline, file) for file in controls)
+            shown.extend(image_prompt.load(pipeline, pictures) if pictures else ())
+        return pipelines.run(pipeline, jobs, on_step, source, controls=loaded, pictures=shown)
+
+    return run
 
 
 def whole(
@@ -119,21 +146,10 @@ def whole(
 ) -> Draw:
     """Return what makes pictures from one at the jobs' size, or from none, steered by controls and image
     prompts."""
-    loaded: list[Control] = []
-    shown: list[ImagePrompt] = []
+    run = steered(controls, pictures)
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
-        from ddgen.app.pipeline import run
-
-        source = None if image is None else Source(image)
-        if not controls and not pictures:
-            return run(pipeline, jobs, on_step, source)
-        from ddgen.app import control, image_prompt
-
-        if not loaded and not shown:
-            loaded.extend(control.load(pipeline, file) for file in controls)
-            shown.extend(image_prompt.load(pipeline, pictures) if pictures else ())
-        return run(pipeline, jobs, on_step, source, controls=loaded, pictures=shown)
+        return run(pipeline, jobs, on_step, None if image is None else Source(image))
 
     return draw
 
@@ -141,27 +157,19 @@ def whole(
 def enlarged(
     image: "Pixels", width: int, height: int, upscaler: Path | None = None, original: "Pixels | None" = None
 ) -> Draw:
-    """Return what makes pictures from one at the jobs' size, near width x height; the first stage too works
-    in tiles.
+    """Return what makes pictures from one at the jobs' size, near width x height.
 
     upscaler: a network that makes that one from the original.
     """
     found: list[Draw] = [] if upscaler is not None else [whole(image)]
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
-        from ddgen.nets.tiling import Tiling
-
         if not found:
             from ddgen.app import upscaler as upscalers
 
             assert upscaler is not None and original is not None
             network = upscalers.load(upscaler, pipeline.device)
             found.append(whole(upscalers.enlarged(network, original, jobs[0].width, jobs[0].height)))
-
-        stage = pipeline.first_stage
-        if hasattr(stage, "tiling") and jobs[0].edit is not None and jobs[0].edit.window:
-            cells = jobs[0].edit.window // pipeline.spec.arch.first_stage.factor
-            stage.tiling = Tiling(cells, cells // 4)
         return [canvas.resize(made, width, height) for made in found[0](pipeline, jobs, on_step)]
 
     return draw
@@ -174,15 +182,17 @@ def inside(
     weight: "Weight",
     *,
     match: bool = False,
+    controls: Sequence[ControlFile] = (),
+    pictures: Sequence[PromptPicture] = (),
 ) -> Draw:
     """Return what makes a masked part of a picture anew; all else of it is kept, bit for bit.
 
     weight: how much of the new is seen, 0 outside the mask. match: its colours are shifted to meet those around.
+    controls: their pictures are at the frame's size.
     """
+    run = steered(controls, pictures)
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
-        from ddgen.app.pipeline import run
-
         if not mask.any():
             return [picture for _ in jobs]
         made = run(pipeline, jobs, on_step, Source(frame.cut(picture), frame.cut_mask(mask)))

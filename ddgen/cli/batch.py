@@ -3,12 +3,14 @@ missing.
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ddgen.app import plan as planning
 from ddgen.app.ledger import Shard
+from ddgen.app.named import Networks
 from ddgen.app.naming import Target, parse_output
 from ddgen.cli import batch_run, console, flags, picking, process, settings
 from ddgen.cli.batch_run import Options
@@ -65,7 +67,7 @@ Files = Annotated[
 ]
 Inputs = Annotated[
     str | None,
-    flags.value(BATCH, "DIR", "Where init, mask and control of lines are. [beside the file]", "--inputs"),
+    flags.value(BATCH, "DIR", "Where the pictures that lines name are. [beside the file]", "--inputs"),
 ]
 InputFormat = Annotated[
     str | None,
@@ -167,6 +169,8 @@ def batch(
     lora: flags.Lora = None,
     embedding: flags.Embedding = None,
     control_model: flags.ControlModel = None,
+    image_prompt_model: flags.ImagePromptModel = None,
+    image_encoder: flags.ImageEncoder = None,
     vae: flags.Vae = None,
     prediction: flags.Prediction = None,
     clip_skip: flags.ClipSkip = None,
@@ -247,7 +251,7 @@ def batch(
         loras=tuple(lora or ()),
         embeddings=tuple(embedding or ()),
         inputs=inputs,
-        control_models=tuple(control_model or ()),
+        networks=networks_of(control_model, image_prompt_model, image_encoder),
     )
     check_input(options.files)
     batch_run.run(options, plain, read_target(plain, options.files))
@@ -267,6 +271,22 @@ def refuse_idle(given: dict[str, Any]) -> None:
         if given[name] is not None and given["no_expand"]:
             flag = settings.flag_name(name)
             raise UsageError(f"{flag} does not go with --no-expand", "drop one of them", id="usage.wildcards")
+
+
+def networks_of(controls: list[str] | None, readers: list[str] | None, encoder: str | None) -> Networks:
+    """Return what reads the controls and image prompts of lines, by whole paths: workers may be elsewhere.
+
+    Raises:
+        UsageError: a tower for no reader.
+    """
+    if encoder is not None and not readers:
+        mend = "add the --image-prompt-model that it is for"
+        raise UsageError("--image-encoder needs --image-prompt-model", mend, id="usage.image-prompt")
+    return Networks(
+        tuple(Path(model).absolute() for model in controls or ()),
+        tuple(Path(model).absolute() for model in readers or ()),
+        None if encoder is None else str(Path(encoder).absolute()),
+    )
 
 
 def read_base(given: dict[str, Any], found: dict[str, settings.Found]) -> dict[str, tuple[Value, ...]]:

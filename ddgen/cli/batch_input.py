@@ -155,5 +155,5 @@ def fresh(planner: Planner) -> Planner:
         planner.styles,
         planner.shard,
         planner.folder,
-        planner.models,
+        planner.networks,
     )

@@ -19,6 +19,7 @@ from ddgen.app.batch import Batch, Interrupted, Runner, local, look
 from ddgen.app.contests import Contests
 from ddgen.app.identity import model_key, weights_digests
 from ddgen.app.ledger import FailedList, Ledger, Lock, Shard, run_seed
+from ddgen.app.named import Networks
 from ddgen.app.naming import Target
 from ddgen.app.styles import load_styles
 from ddgen.app.tasks import Planner, Task
@@ -61,7 +62,7 @@ class Options:
     loras: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     inputs: str | None = None
-    control_models: tuple[str, ...] = ()
+    networks: Networks = Networks()
     scorer: str = ""
 
 
@@ -113,7 +114,7 @@ def make_planner(options: Options, values: dict[str, Any], spec: Spec, target: T
         styles=load_styles(options.styles_file),
         shard=options.shard,
         folder=folders(options),
-        models=tuple(Path(model).absolute() for model in options.control_models),
+        networks=options.networks,
     )
 
 

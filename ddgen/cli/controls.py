@@ -1,59 +1,60 @@
 """What steers a run by pictures: `--control TYPE:IMAGE[:WEIGHT[:START:END]]` with `--control-model FILE`, and
 `--image-prompt FILE[:WEIGHT]` with `--image-prompt-model FILE`. Read and checked before a model is loaded."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ddgen.app import canvas, steering
-from ddgen.app.adjust import parse_lora
+from ddgen.app import steering
+from ddgen.app.named import Networks
 from ddgen.app.verbs import ControlFile, PromptPicture
 from ddgen.cli import editing
 from ddgen.errors import UsageError
-from ddgen.request import Job, Steer
-from ddgen.weights.digest import digest
-from ddgen.weights.image_prompt import check_reader, tower_folder
+from ddgen.request import Job
 
-def prepare(
-    params: Mapping[str, Any], jobs: Sequence[Job]
-) -> tuple[list[Job], list[ControlFile], list[PromptPicture]]:
-    """Return the jobs with a record of what steers them, the controls, and the image prompts.
+if TYPE_CHECKING:
+    from ddgen.io.images import Pixels
+
+FLAGS = ("control", "control_model", "image_prompt", "image_prompt_model", "image_encoder")
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Jobs with a record of what steers them, the controls, and the image prompts."""
+
+    jobs: list[Job]
+    controls: Sequence[ControlFile] = ()
+    pictures: Sequence[PromptPicture] = ()
+
+
+def prepare(params: Mapping[str, Any], jobs: list[Job], bring: "Callable[[Pixels], Pixels]") -> Steered:
+    """Read what steers jobs, if anything does. bring: a control's picture of any size -> the same as the jobs see it.
 
     Raises:
         UsageError: what cannot be read, or does not fit together. InputError: a picture. ModelError: a
         network's file.
     """
-    controls, models = params.get("control") or (), params.get("control_model") or ()
-    steering.pair(len(controls), len(models))
+    if not any(params.get(name) for name in FLAGS):
+        return Steered(jobs)
+    controls, prompts = params.get("control") or (), params.get("image_prompt") or ()
+    networks = Networks(
+        tuple(Path(model) for model in params.get("control_model") or ()),
+        tuple(Path(model) for model in params.get("image_prompt_model") or ()),
+        params.get("image_encoder"),
+    )
+    steering.pair(len(controls), len(networks.controls))
     found = []
-    for text, model in zip(controls, models, strict=True):
+    for text, model in zip(controls, networks.controls, strict=True):
         wanted = steering.parse(text)
-        pixels = editing.read_picture(wanted.path).pixels
-        found.append(steering.steer(wanted, pixels, Path(model), jobs[0].width, jobs[0].height))
-    shown = _image_prompts(params)
-    steers = (*(record for record, _ in found), *(record for record, _ in shown))
-    return [replace(job, controls=steers) for job in jobs], [file for _, file in found], [one for _, one in shown]
-
-
-def _image_prompts(params: Mapping[str, Any]) -> list[tuple[Steer, PromptPicture]]:
-    typed, models = params.get("image_prompt") or (), params.get("image_prompt_model") or ()
-    if len(models) not in (len(typed), 1) or (models and not typed):
-        raise UsageError(
-            f"{len(typed)} --image-prompt and {len(models)} --image-prompt-model are given",
-            "give one --image-prompt-model FILE for all, or one for each, in the same order",
-            id="usage.image-prompt",
-        )
-    if params.get("image_encoder") and not typed:
+        found.append(steering.steer(wanted, editing.read_picture(wanted.path).pixels, model, bring))
+    if networks.encoder and not prompts:
         raise UsageError("--image-encoder needs --image-prompt", "add one", id="usage.image-prompt")
-    found = []
-    for text, name in zip(typed, models * (len(typed) if len(models) == 1 else 1), strict=True):
-        path, weight = parse_lora(text, "--image-prompt")
-        model = Path(name)
-        check_reader(model)
-        tower = tower_folder(params.get("image_encoder"), model)
-        picture = editing.read_picture(path).pixels
-        seen = f"{digest(model)}+{digest(tower / 'model.safetensors')}"
-        record = Steer("image-prompt", canvas.digest(picture), seen, weight)
-        found.append((record, PromptPicture(model, tower, picture, weight)))
-    return found
+    shown = [
+        steering.show(text, lambda path: editing.read_picture(path).pixels, model, networks)
+        for text, model in zip(prompts, steering.readers_of(prompts, networks), strict=True)
+    ]
+    steers = (*(record for record, _ in found), *(record for record, _ in shown))
+    return Steered(
+        [replace(job, controls=steers) for job in jobs], [file for _, file in found], [one for _, one in shown]
+    )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ddgen.app import canvas, verbs
-from ddgen.cli import editing, flags, sample
+from ddgen.cli import controls, editing, flags, sample
 from ddgen.cli.flags import value
 from ddgen.errors import choose
 from ddgen.request import Edit
@@ -69,11 +69,8 @@ def edit(
     fitted = canvas.fit(picture.pixels, width, height, how)
     record = Edit("edit", canvas.digest(fitted), "", share, guided)
     jobs = [replace(job, edit=record) for job in jobs]
-    files: list[verbs.ControlFile] = []
-    pictures: list[verbs.PromptPicture] = []
-    if any((control, control_model, image_prompt, image_prompt_model, image_encoder)):
-        from ddgen.cli import controls
-
-        jobs, files, pictures = controls.prepare(context.params, jobs)
+    steered = controls.prepare(context.params, jobs, lambda pixels: canvas.fit(pixels, width, height, how))
+    jobs = steered.jobs
     editing.warn_of_alpha(picture)
-    sample.deliver(context, values, spec, request, jobs, verbs.whole(fitted, files, pictures), verbs.steps_of(jobs))
+    draw = verbs.whole(fitted, steered.controls, steered.pictures)
+    sample.deliver(context, values, spec, request, jobs, draw, verbs.steps_of(jobs))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddgen.app import canvas, inputs, verbs
-from ddgen.cli import console, editing, flags, sample
+from ddgen.cli import console, controls, editing, flags, sample
 from ddgen.cli.editing import EDITING, Picture
 from ddgen.cli.flags import switch, value
 from ddgen.errors import UsageError
@@ -19,6 +19,7 @@ EXAMPLES = """Examples:
   ddgen inpaint table.png "a red apple" --box 64,40,48,48
   ddgen inpaint photo.jpg "a fox" --mask mask.png --mask-grow 4 --mask-crop -n 4
   ddgen inpaint cut-out.png "a garden" --mask alpha
+  ddgen inpaint photo.jpg "a vase" --mask mask.png --control canny:photo.jpg --control-model canny.safetensors
 
 White is made anew, black is kept; of a picture's alpha, what is transparent is made anew.
 """
@@ -93,10 +94,16 @@ def inpaint(
     mask_crop: Crop = False,
     mask_padding: Padding = None,
     strength: editing.Strength = None,
+    control: flags.Control = None,
+    control_model: flags.ControlModel = None,
+    image_prompt: flags.ImagePrompt = None,
+    image_prompt_model: flags.ImagePromptModel = None,
+    image_encoder: flags.ImageEncoder = None,
 ) -> None:
     """Make a part of a picture anew; outside the mask every pixel comes back bit for bit.
 
-    Without --strength that part begins as noise; with it, as what is there under noise.
+    Without --strength that part begins as noise; with it, as what is there under noise. A --control's picture lies
+    over IMAGE, whatever part of it --mask-crop looks at.
     """
     values, spec = editing.settle(context)
     grow = editing.pixels_of("--mask-grow", mask_grow, 0, -512, 512)
@@ -116,13 +123,17 @@ def inpaint(
     record = Edit("inpaint", canvas.digest(picture.pixels), canvas.digest(area), share)
     request = sample.make_request(values, texts, spec, None, None)
     request, jobs = editing.plan_jobs(request, spec, record, frame.width, frame.height)
+    steered = controls.prepare(
+        context.params, jobs, lambda pixels: frame.cut(canvas.fit(pixels, width, height, "crop"))
+    )
     if mask != "alpha":
         editing.warn_of_alpha(picture)
     if not area.any():
         console.warn("the mask is empty: the picture stays as it is")
     editing.warn_of_loss(context, values)
-    draw = verbs.inside(picture.pixels, area, frame, canvas.feathered(area, blur))
-    sample.deliver(context, values, spec, request, jobs, draw, verbs.steps_of(jobs))
+    feather = canvas.feathered(area, blur)
+    draw = verbs.inside(picture.pixels, area, frame, feather, controls=steered.controls, pictures=steered.pictures)
+    sample.deliver(context, values, spec, request, steered.jobs, draw, verbs.steps_of(jobs))
 
 
 def read_mask(picture: Picture, mask: str | None, box: str | None) -> "Mask":

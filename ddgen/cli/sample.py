@@ -126,14 +126,15 @@ def sample(
 
         draw = filming.prepare(filmstrip, filmstrip_steps, jobs, values, force=force)
     if any((control, control_model, image_prompt, image_prompt_model, image_encoder)):
-        from ddgen.app import verbs
+        from ddgen.app import canvas, verbs
         from ddgen.cli import controls
 
         if draw is not None:
             other = "--control" if control or control_model else "--image-prompt"
             raise UsageError(f"--filmstrip does not go with {other}", "drop one of them", id="usage.control")
-        jobs, files, pictures = controls.prepare(context.params, jobs)
-        draw = verbs.whole(None, files, pictures)
+        width, height = jobs[0].width, jobs[0].height
+        steered = controls.prepare(context.params, jobs, lambda pixels: canvas.fit(pixels, width, height, "crop"))
+        jobs, draw = steered.jobs, verbs.whole(None, steered.controls, steered.pictures)
     deliver(context, values, spec, request, jobs, draw=draw)
 
 

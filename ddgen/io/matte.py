@@ -2,10 +2,11 @@
 
     C = a F + (1 - a) K   ->   a = (1 - share(C)) / (1 - share(F)),   F = (C - (1 - a) K) / a
 
-A pixel is ground where it is near the key colour K; only pixels within a few of the ground can be mixed with
-it, all others are the thing itself, whatever its colours. `share` is how much of the key's tint a colour has,
-1 for the key: for magenta min(R, B) - G. share(F) is taken from the thing beside the mixed pixel, so purple
-things keep their edges; no mixed pixel keeps more of the key's tint than that, so no rim is left.
+A pixel is ground where it is near the key colour K; only pixels within a few of the ground, or of the picture's
+edge, can be mixed with it, all others are the thing itself, whatever its colours. `share` is how much of the
+key's tint a colour has, 1 for the key: for magenta min(R, B) - G. share(F) is taken from the thing beside the
+mixed pixel, so purple things keep their edges; no mixed pixel keeps more of the key's tint than that, so no rim
+is left.
 
 Ref: Smith & Blinn 1996, "Blue screen matting", section 4.
 """
@@ -33,7 +34,8 @@ def key_out(pixels: "Pixels", key: tuple[int, int, int]) -> "Pixels":
     share = np.clip(_spill(pixels.astype(np.float32), colour) / _spill(colour, colour), 0, 1)
     ground = share > GROUND
     rim = max(1, round(RIM * max(pixels.shape[:2]) / 128))
-    mixed = _most(ground.astype(np.float32), rim) > 0
+    around = np.pad(ground, rim, constant_values=ground.any())  # it goes on beyond the edge
+    mixed = _most(around.astype(np.float32), rim)[rim:-rim, rim:-rim] > 0
     beside = _most(np.where(mixed, 0, share), 2 * rim)
     alpha = np.where(mixed, ((1 - share) / (1 - beside)).clip(0, 1), 1.0)
     alpha[ground] = 0

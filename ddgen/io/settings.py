@@ -91,11 +91,11 @@ def read_size(value: object) -> str:
     return value.strip()
 
 
-def read_controls(value: object) -> tuple[str, ...]:
-    """Read one or several controls: `canny:a.png; scribble:b.png` or a list of texts."""
+def read_several(value: object) -> tuple[str, ...]:
+    """Read one or several pictures that steer: `canny:a.png; scribble:b.png` or a list of texts."""
     parts = value.split(";") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not parts or not all(isinstance(part, str) for part in parts):
-        raise ValueError("is not TYPE:IMAGE")
+        raise ValueError("names no picture")
     return tuple(part.strip() for part in parts)
 
 
@@ -136,7 +136,8 @@ KEYS: dict[str, Key] = {
     "variation_seed": Key(read_int),
     "init": Key(read_text, split=False),
     "mask": Key(read_text, split=False),
-    "control": Key(read_controls, split=False, wide=True),
+    "control": Key(read_several, split=False, wide=True),
+    "image_prompt": Key(read_several, split=False, wide=True),
     "strength": Key(read_float),
     "image_guidance": Key(read_float),
     "fit": Key(read_text),
@@ -169,6 +170,8 @@ REFUSED = {
     "lora": "--lora",
     "embedding": "--embedding",
     "control_model": "--control-model",
+    "image_prompt_model": "--image-prompt-model",
+    "image_encoder": "--image-encoder",
     "device": "--device",
     "dtype": "--dtype",
     "output": "--output",
@@ -212,7 +215,7 @@ def read_values(name: str, value: object) -> tuple[Value, ...]:
     if isinstance(value, str) and key.split and "," in value:
         parts = [part for part in value.split(",") if part.strip()]
     elif isinstance(value, list | tuple) and not (
-        key.wide and value and not isinstance(value[0], (list, tuple) if name == "control" else (list, tuple, str))
+        key.wide and value and not isinstance(value[0], (list, tuple) if key.read is read_several else (list, tuple, str))
     ):
         parts = list(value)
     else:
@@ -270,6 +273,7 @@ _EXAMPLES = {
     "init": "in/apple.png",
     "mask": "in/mask.png",
     "control": "canny:in/apple.png:0.8",
+    "image_prompt": "in/apple.png:0.6",
     "strength": "0.6",
     "image_guidance": "1.5",
     "fit": "crop",

@@ -5,11 +5,12 @@ between tiles (group norms see other statistics, borders see zeros) becomes a sl
 never an edge.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,33 @@ def fades(starts: list[int], size: int, length: int, like: Tensor) -> list[Tenso
     return [w / total[s : s + size] for s, w in zip(starts, weights, strict=True)]
 
 
+def in_bands(
+    compute: Callable[[slice, slice], Tensor], height: int, width: int, tiling: Tiling, *, cell_out: int = 1
+) -> Iterator[Tensor]:
+    """Yield a field that is computed tile by tile and blended, in bands from top to bottom, each as soon as no
+    further tile reaches into it: what is held is a row of tiles.
+
+    compute: rows and columns of latent cells -> (B, C, h cell_out, w cell_out). height, width: in latent cells.
+    """
+    rows, columns = spread(height, tiling), spread(width, tiling)
+    side_y, side_x = min(height, tiling.size), min(width, tiling.size)
+    ends = [*rows[1:], height]
+    held: Tensor | None = None
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            out = compute(slice(row, row + side_y), slice(column, column + side_x))
+            if held is None:
+                held = out.new_zeros(*out.shape[:2], side_y * cell_out, width * cell_out)
+                fade_y = fades([r * cell_out for r in rows], side_y * cell_out, height * cell_out, out)
+                fade_x = fades([c * cell_out for c in columns], side_x * cell_out, width * cell_out, out)
+            place = held[..., column * cell_out : (column + side_x) * cell_out]
+            place += out * (fade_y[i][:, None] * fade_x[j]).to(out.dtype)
+        assert held is not None
+        done = (ends[i] - row) * cell_out
+        yield held[..., :done, :]
+        held = pad(held[..., done:, :], (0, 0, 0, done))
+
+
 def in_tiles(
     function: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, *, cell_in: int = 1, cell_out: int = 1
 ) -> Tensor:
@@ -54,26 +82,23 @@ def in_tiles(
     decoding.
     """
     height, width = x.shape[-2] // cell_in, x.shape[-1] // cell_in
-    rows, columns = spread(height, tiling), spread(width, tiling)
-    if len(rows) == len(columns) == 1:
+    if max(height, width) <= tiling.size:
         return function(x)
-    side_y, side_x = min(height, tiling.size), min(width, tiling.size)
-    fade_y = fades([r * cell_out for r in rows], side_y * cell_out, height * cell_out, x)
-    fade_x = fades([c * cell_out for c in columns], side_x * cell_out, width * cell_out, x)
+
+    def compute(rows: slice, columns: slice) -> Tensor:
+        return function(x[..., larger(rows, cell_in), larger(columns, cell_in)])
+
     result: Tensor | None = None
-    for row, weight_y in zip(rows, fade_y, strict=True):
-        for column, weight_x in zip(columns, fade_x, strict=True):
-            tile = x[
-                ..., row * cell_in : (row + side_y) * cell_in, column * cell_in : (column + side_x) * cell_in
-            ]
-            out = function(tile)
-            if result is None:
-                result = out.new_zeros(*out.shape[:2], height * cell_out, width * cell_out)
-            target = result[
-                ...,
-                row * cell_out : (row + side_y) * cell_out,
-                column * cell_out : (column + side_x) * cell_out,
-            ]
-            target += out * (weight_y[:, None] * weight_x).to(out.dtype)
+    top = 0
+    for band in in_bands(compute, height, width, tiling, cell_out=cell_out):
+        if result is None:
+            result = band.new_empty(*band.shape[:2], height * cell_out, width * cell_out)
+        result[..., top : top + band.shape[-2], :] = band
+        top += band.shape[-2]
     assert result is not None
     return result
+
+
+def larger(cells: slice, times: int) -> slice:
+    """Return a row or column of cells in pixels that are so many to a cell."""
+    return slice(cells.start * times, cells.stop * times)

@@ -29,7 +29,7 @@ SHAPE = (
 class VisionTower(nn.Module):
     """transformers' CLIPVisionModelWithProjection.
 
-    config: its config.json. state: its weights under transformers' names.
+    config: what its config.json says. state: its weights under transformers' names.
 
     Raises:
         ModelError: the weights are not those of the config.
@@ -51,7 +51,7 @@ class VisionTower(nn.Module):
         if found != wanted:
             odd = sorted(dict(wanted.items() ^ found.items()))[0]
             raise ModelError(
-                f"the image encoder's '{odd}' is not what its config.json says",
+                f"the image encoder's '{odd}' is not what its config says",
                 "take both from one folder",
                 id="model.image-encoder",
             )

@@ -1,20 +1,18 @@
-"""IP-Adapter files and the vision tower beside them: which tensors they hold, loaded for a U-Net.
+"""IP-Adapter files: which tensors they hold, loaded for a U-Net.
 
 image_proj.*, ip_adapter.{1,3,5...}.to_k_ip.weight    one file, safetensors or pickled; odd numbers are the
                                                       cross-attentions: way down, way up, middle
-image_encoder/config.json, model.safetensors          the tower, as transformers has it
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ddgen.errors import ModelError
 from ddgen.nets.config import HEAD, TokensConfig
 from ddgen.weights.control import stored
-from ddgen.weights.header import Header, read_header
+from ddgen.weights.header import Header
 from ddgen.weights.split import Part
 from ddgen.weights.unpickle import read_weights_header
 
@@ -22,10 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from ddgen.nets.image_tokens import ImageReader
-    from ddgen.text.vision import VisionTower
 
 PROJECTION, ATTENTION = "image_proj.", "ip_adapter."
-MAX_CONFIG_BYTES = 2**20
 
 
 def check_reader(path: Path) -> Header:
@@ -119,47 +115,3 @@ def _faces(path: Path) -> ModelError:
         "choose a plain, plus or full-face one",
         id="model.image-prompt",
     )
-
-
-def tower_folder(given: str | None, beside: Path) -> Path:
-    """Return the folder of the vision tower: what was given, or `image_encoder` beside the adapter.
-
-    Raises:
-        ModelError: no such folder, or not all of it.
-    """
-    folder = beside.parent / "image_encoder" if given is None else Path(given)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            what = "no image encoder beside the IP-Adapter" if given is None else f"--image-encoder '{given}'"
-            raise ModelError(
-                f"{what}: '{folder / name}' is missing",
-                "give its folder: --image-encoder DIR",
-                id="model.image-encoder",
-            )
-    return folder
-
-
-def load_tower(folder: Path, dtype: "torch.dtype", device: "torch.device") -> "VisionTower":
-    """Load a vision tower.
-
-    Raises:
-        ModelError: damaged, or of another shape than its config says.
-    """
-    from ddgen.text.vision import VisionTower
-    from ddgen.weights.checkpoint import read_tensors
-
-    header = read_header(folder / "model.safetensors")
-    state = dict(read_tensors({name: stored(header, name) for name in header.tensors}, dtype=dtype))
-    return VisionTower(_read_config(folder / "config.json"), state).to(device)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            found = json.loads(file.read(MAX_CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"'{path}' is not a config", "download it again", id="model.image-encoder")
-    inner = found.get("vision_config")
-    return inner if isinstance(inner, dict) else found

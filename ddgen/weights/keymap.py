@@ -4,6 +4,7 @@
     unet        LDM: input_blocks.4.1.proj_in                diffusers: down_blocks.1.attentions.0.proj_in
     first_stage LDM: encoder.down.0.block.0.conv1            diffusers: encoder.down_blocks.0.resnets.0.conv1
     text        transformers: encoder.layers.0.mlp.fc1       openclip: transformer.resblocks.0.mlp.c_fc
+    vision      transformers: vision_model.encoder.layers    openclip: visual.transformer.resblocks
 
 A table is a dict of dotted module prefixes; what follows a prefix is the same on both sides. A tensor that is
 not taken whole (open_clip's fused q, k, v; a projection used as x @ P; a Linear that was a 1 x 1 convolution)
@@ -280,6 +281,34 @@ def from_openclip(name: str) -> dict[str, Take]:
         return {"text_projection.weight": Take((name,), transpose=name == "text_projection")}
     if name.startswith("ln_final."):
         return {"final_layer_norm." + name.removeprefix("ln_final."): Take((name,))}
+    return _openclip_block(name)
+
+
+_OPENCLIP_VISION = {
+    "class_embedding": "vision_model.embeddings.class_embedding",
+    "positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "ln_post.weight": "vision_model.post_layernorm.weight",
+    "ln_post.bias": "vision_model.post_layernorm.bias",
+    "proj": "visual_projection.weight",
+}
+
+
+def from_openclip_vision(name: str) -> dict[str, Take]:
+    """Return the tensors of transformers' vision tower that one of open_clip's holds; none for the text tower's."""
+    inner = name.removeprefix("visual.")
+    if inner == name:
+        return {}
+    if inner in _OPENCLIP_VISION:
+        return {_OPENCLIP_VISION[inner]: Take((name,), transpose=inner == "proj")}
+    return {
+        f"vision_model.{ours}": Take((name,), rows=take.rows) for ours, take in _openclip_block(inner).items()
+    }
+
+
+def _openclip_block(name: str) -> dict[str, Take]:
     pieces = name.split(".", 3)
     if pieces[:2] != ["transformer", "resblocks"] or len(pieces) < 4:
         return {}
