@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddgen.app import canvas, verbs, windows
+from ddgen.io import images
 from ddgen.request import Edit
 
 __all__ = ["in_double"]
@@ -46,32 +46,38 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def held(side: int, window: int) -> tuple[int, int]:
-    """Return the bytes of the largest tensor of an enlargement, and the most that its numpy arrays hold."""
+def held(side: int, window: int, patch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Return the bytes of the largest tensor of an enlargement, and the most pixels that are made into numbers, or
+    out of them, at once."""
     family = FAMILIES["sd1 ddim"]
     pipeline = build(family)
     record = Edit("upscale", strength=0.2, window=window)
     job = replace(jobs_of(family, pipeline)[0], steps=5, width=side, height=side, guidance=1.0, edit=record)
     picture = canvas.fit(noisy_picture(side // 4, side // 4), side, side, "stretch")
-    draw = verbs.enlarged(picture, side, side)
-    tracemalloc.start()
-    try:
-        with Largest() as largest:
-            draw(pipeline, [job], lambda step, steps: None)
-        return largest.bytes, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    converted: list[int] = []
+
+    def counting(convert):
+        def counted(given):
+            found = convert(given)
+            converted.append(max(np.prod(given.shape), found.size) // 3)
+            return found
+
+        return counted
+
+    with patch.context() as patched, Largest() as largest:
+        for name in ("to_unit", "to_uint8"):
+            patched.setattr(images, name, counting(getattr(images, name)))
+        verbs.enlarged(picture, side, side)(pipeline, [job], lambda step, steps: None)
+    return largest.bytes, max(converted)
 
 
-def test_no_array_but_the_picture_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_the_bytes_and_the_latents_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "LEAST", 64)
-    held(128, 64)  # what is imported on the way is no part of it
-    (small, before), (large, after) = held(128, 64), held(256, 64)
+    (small, some), (large, more) = held(128, 64, monkeypatch), held(256, 64, monkeypatch)
     assert small == large == 32 * 65 * 65 * 8, "a padded window in the first layers of the autoencoder"
-    more = 256**2 - 128**2
-    assert after - before < 4.5 * more, "three bytes a pixel are the picture, half of one is noise for the latents"
-    whole, every = held(256, 0)
-    assert whole > 15 * large and every - before > 10 * more, "without windows it all grows"
+    assert (some, more) == (64 * 128, 64 * 256), "a row of windows, the last"
+    whole, every = held(256, 0, monkeypatch)
+    assert whole > 15 * large and every == 256 * 256, "without windows it all grows"
 
 
 def test_windows_give_what_the_whole_gives_where_nothing_looks_far() -> None:
