@@ -246,9 +246,13 @@ def test_files_of_every_layout_are_read(layout: str, tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], tensor.float()), name
     from ddgen.errors import DdgenError
 
-    with pytest.raises(DdgenError) as caught:
-        load_control(path, replace(config, context_dim=64), torch.float32, torch.device("cpu"))
-    assert caught.value.exit_code == 5 and "ControlNet" in caught.value.message
+    for other, message in (
+        (FAMILIES["sdxl euler"].arch.unet, "ControlNet 'c.safetensors' is made for another family of models"),
+        (replace(config, context_dim=64), "32x32, expected 32x64"),
+    ):
+        with pytest.raises(DdgenError) as caught:
+            load_control(path, other, torch.float32, torch.device("cpu"))
+        assert caught.value.exit_code == 5 and caught.value.hint and message in caught.value.message
 
 
 def test_edges_are_thin_and_where_the_picture_has_them() -> None:
@@ -285,3 +289,34 @@ def test_a_control_from_its_file_to_the_picture(tmp_path: Path) -> None:
     (found,) = verbs.whole(None, [file])(pipeline, jobs, lambda step, steps: None)
     assert np.array_equal(found, expected)
     assert not np.array_equal(found, run(pipeline, jobs)[0])
+
+
+def test_a_control_costs_its_own_forward_alone(tmp_path: Path) -> None:
+    """The network runs as often as without; the control once at each step at which it acts; its picture is read once."""
+    from safetensors.torch import save_file
+
+    from ddgen.app import control, verbs
+    from ddgen.app.pipeline import run
+
+    family = FAMILIES["sd1 ddim"]
+    pipeline = build(family)
+    pipeline.denoiser.dtype = torch.float64
+    network = redraw(ControlNet(pipeline.spec.arch.unet).double().eval(), 5)
+    save_file(network.state_dict(), tmp_path / "c.safetensors")
+    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    jobs = [replace(jobs_of(family, pipeline)[0], steps=10)]
+    calls: dict[str, int] = {}
+
+    def counting(name: str, module: torch.nn.Module) -> None:
+        module.register_forward_pre_hook(lambda *given: calls.update({name: calls.get(name, 0) + 1}))
+
+    counting("unet", pipeline.denoiser.network.middle_block)
+    run(pipeline, jobs)
+    assert calls == {"unet": 10}
+    calls.clear()
+    file = verbs.ControlFile(tmp_path / "c.safetensors", picture, 0.7, 0.2, 0.7)
+    loaded = control.load(pipeline, file).network
+    counting("control", loaded.middle_block)
+    counting("hint", loaded.input_hint_block)
+    verbs.whole(None, [file])(pipeline, jobs, lambda step, steps: None)
+    assert calls == {"unet": 10, "control": 5, "hint": 1}

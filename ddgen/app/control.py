@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ddgen.diffusion.denoiser import Denoiser
+from ddgen.errors import ModelError
 
 if TYPE_CHECKING:
     from ddgen.app.pipeline import Pipeline
@@ -51,8 +52,9 @@ def load(pipeline: Pipeline, file: ControlFile) -> Control:
     batch share it.
 
     Raises:
-        ModelError: no control, or one for another family.
+        ModelError: no control, or one for another family or autoencoder.
     """
+    from ddgen.nets.controlnet import HINT_FACTOR
     from ddgen.nets.t2i_adapter import T2IAdapter
     from ddgen.weights.control import control_part, is_adapter, load_adapter, load_control
 
@@ -66,6 +68,12 @@ def load(pipeline: Pipeline, file: ControlFile) -> Control:
     picture = torch.tensor(file.picture).permute(2, 0, 1)[None].to(pipeline.device, dtype) / 255
     if isinstance(network, T2IAdapter):
         return Control(None, None, file.weight, file.start, file.end, tuple(network(picture)))
+    if arch.first_stage.factor != HINT_FACTOR:
+        raise ModelError(
+            f"a ControlNet reads {HINT_FACTOR} pixels a latent cell, model '{pipeline.spec.name}' has {arch.first_stage.factor}",
+            "choose a model that ControlNets are made for, as --model sd15",
+            id="model.control",
+        )
     return Control(network, network.hint(picture), file.weight, file.start, file.end)
 
 

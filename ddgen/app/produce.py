@@ -131,9 +131,14 @@ def sheet(results: Sequence[Result], saving: Saving) -> bytes:
     else:
         across = max(1, round(len(results) ** 0.5 + 0.49))
         rows = [prompts[0] if len(prompts) == 1 else "", *[""] * (-(-len(results) // across) - 1)]
-    labels = [f"seed {result.job.seed}" for result in results]
+    labels = [_label(result.job) for result in results]
     drawn = images.contact_sheet([result.pixels for result in results], rows, labels)
     mark = (
         metadata.Metadata() if saving.metadata == "none" else metadata.Metadata(xmp=metadata.xmp_packet(""))
     )
     return images.encode(drawn, saving.format, saving.quality, mark)
+
+
+def _label(job: Job) -> str:
+    """Return what tells a picture from the others of its row: its seed, and the one that it was varied toward."""
+    return f"seed {job.seed}" + (f" toward {job.variation_seed}" if job.variation else "")

@@ -143,6 +143,14 @@ def load_control(
     part = control_part(path)
     with unfilled():
         network = ControlNet(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    odd = [name for name in wanted.keys() | part.keys() if name not in part or part[name].shape != wanted.get(name)]
+    if 2 * len(odd) > len(wanted):  # fewer are damage, which is told by name
+        raise ModelError(
+            f"ControlNet '{path.name}' is made for another family of models",
+            "choose the one for the model's family",
+            id="model.control",
+        )
     load_module(network, part, dtype=dtype, device=device, name=f"ControlNet '{path.name}'")
     return network
 
