@@ -592,6 +592,11 @@ ROWS: dict[str, tuple[tuple[str, ...], int, str]] = {
         4,
         "image 'p.png' does not say how ddgen made it; use --like picture",
     ),
+    "tiles in windows": (
+        ("upscale", "p.png", "--by", "4", "--tile", "xy"),
+        2,
+        "--tile does not go with windows, whose ends are not the picture's; add --window 0",
+    ),
     "upscale by": (("upscale", "p.png", "--by", "99"), 2, "--by 99 is out of range; use 1 to 16"),
     "upscale too far": (
         ("upscale", "p.png", "--by", "16", "--window", "3"),

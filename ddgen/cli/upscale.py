@@ -75,14 +75,11 @@ def upscale(
     width, height = (-(-side // spec.divisor) * spec.divisor for side in (wide, high))
     texts = editing.words(context, values, picture)
     fitted = canvas.fit(picture.pixels, width, height, "stretch")
-    record = Edit(
-        "upscale",
-        canvas.digest(fitted),
-        "",
-        share,
-        None,
-        window_of(window, spec, width, height),
-    )
+    record = Edit("upscale", canvas.digest(fitted), "", share, None, window_of(window, spec, width, height))
+    if record.window and values["tile"]:
+        raise UsageError(
+            "--tile does not go with windows, whose ends are not the picture's", "add --window 0", id="usage.upscale"
+        )
     request = sample.make_request(values, texts, spec, None, None)
     request, jobs = editing.plan_jobs(request, spec, record, width, height)
     if upscaler is not None:

@@ -145,7 +145,8 @@ def load_control(
         network = ControlNet(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     odd = [name for name in wanted.keys() | part.keys() if name not in part or part[name].shape != wanted.get(name)]
-    if 2 * len(odd) > len(wanted):  # fewer are damage, which is told by name
+    texts = {stored.shape[1] for name, stored in part.items() if name.endswith(".attn2.to_k.weight")}
+    if texts != {config.context_dim} or 2 * len(odd) > len(wanted):  # less is damage, which is told by name
         raise ModelError(
             f"ControlNet '{path.name}' is made for another family of models",
             "choose the one for the model's family",
