@@ -24,7 +24,7 @@ from ddgen.diffusion.schedule import make_schedule
 from ddgen.errors import ModelError, ResourceError, UsageError
 from ddgen.nets.config import FirstStageConfig, KLConfig, PatchConfig
 from ddgen.nets.unet import UNet
-from ddgen.weights.arch import Arch, arch_from_json, arch_to_json
+from ddgen.weights.arch import Arch, arch_from_json, arch_to_json, check_arch
 from ddgen.weights.checkpoint import Checkpoint, load_module, open_checkpoint, read_tensors, unfilled
 from ddgen.weights.header import product
 from ddgen.weights.infer import first_stage_config as infer_first_stage
@@ -61,6 +61,7 @@ def assemble(
         keep_freed_memory()
     path = local_path(spec)
     found = open_checkpoint(path)
+    check_arch(spec.arch, spec.name)
     if spec.ema:
         found = found.averaged()
     compute = choose_dtype(dtype, place, spec, found)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ddgen.app.assemble import local_path, part_modules
 from ddgen.errors import ModelError
+from ddgen.weights.arch import check_arch
 from ddgen.weights.checkpoint import check_finite, check_fit, open_checkpoint, unfilled
 from ddgen.weights.digest import digest
 from ddgen.weights.spec import Spec
@@ -36,6 +37,7 @@ def verify(spec: Spec) -> Iterator[Checked]:
             raise ModelError(message, "download it again", id="model.sha256")
         yield Checked(header.path.name, sha256)
     modules: dict[str, nn.Module] = {}
+    check_arch(spec.arch, spec.name)
     with unfilled():
         modules = part_modules(spec.arch)
     for name, module in modules.items():

@@ -229,8 +229,19 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     raise _bad(f"its '{where}' is {str(value)[:40]!a}")
 
 
+def check_arch(arch: Arch, model: str) -> None:
+    """Refuse an Arch, as shapes or configs gave it, that the networks cannot be built from. model: for messages.
+
+    Raises:
+        ModelError: numbers over the limits, or parts that do not fit each other.
+    """
+    try:
+        _check(arch)
+    except ModelError as error:
+        raise ModelError(f"model '{model}': {error.message}", error.hint, id=error.id) from None
+
+
 def _check(arch: Arch) -> None:
-    """Refuse what the networks cannot be built from."""
     unet = arch.unet
     levels = len(unet.channel_mult)
     depths = [depth for level in (*unet.down_depth, *unet.up_depth) for depth in level]

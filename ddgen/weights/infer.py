@@ -77,8 +77,8 @@ def unet_config(shapes: Shapes) -> UNetConfig:
     """
     try:
         return _unet_config(shapes)
-    except (KeyError, IndexError) as error:
-        what = error.args[0] if isinstance(error, KeyError) else "a tensor"
+    except (KeyError, IndexError, ValueError) as error:
+        what = f"'{error.args[0]}'" if isinstance(error, KeyError) else "a tensor"
         raise ModelError(
             f"the U-Net cannot be recognised: {what} is missing or misshaped",
             "the file may be damaged; download it again",

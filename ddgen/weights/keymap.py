@@ -197,7 +197,9 @@ def contiguous(names: Iterable[str]) -> dict[str, str]:
         name = stored
         kind, _, rest = stored.partition(".")
         number, _, inner = rest.partition(".")
-        if kind == "input_blocks" and number != "0":
+        if not number.isdecimal():
+            pass
+        elif kind == "input_blocks" and number != "0":
             level, j = divmod(int(number) - 1, 3)
             name = f"{kind}.{2 * level + (1 if j == 0 else 2)}.{inner}"
         elif kind == "output_blocks":

@@ -1,7 +1,8 @@
 """Open a checkpoint, file or folder: what it is and holds, from headers and configs alone. Torch-free."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,35 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        return _open_folder(read_folder(path))
+        with _about(path):
+            return _open_folder(read_folder(path))
     with open_regular(path) as (_, identity):
         known = _opened.get(path)
     if known is None or known.headers[0].identity != identity:
-        known = _open_file(path)
+        with _about(path):
+            known = _open_file(path)
         while len(_opened) >= OPENED:
             del _opened[next(iter(_opened))]
         _opened[path] = known
     return known
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Errors inside name what is opened. Its names, shapes and configs are a stranger's: what no network has
+    is told in one line, wherever it was noticed."""
+    try:
+        yield
+    except ModelError as error:
+        if path.name in error.message:
+            raise
+        raise ModelError(f"model '{path.name}': {error.message}", error.hint, id=error.id) from None
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        raise ModelError(
+            f"model '{path.name}' has names or shapes that no network has which ddgen knows",
+            "get the file from its source again",
+            id="model.layout",
+        ) from error
 
 
 def _open_file(path: Path) -> Checkpoint:

@@ -167,7 +167,7 @@ def _fill_alphas(groups: dict[str, Roles], settings: Mapping[str, object]) -> No
             if module == tail or module.endswith(f".{tail}"):
                 alpha = value
         if isinstance(alpha, int | float) and math.isfinite(alpha):
-            stable = "down" in roles and settings.get(f"{part}.use_rslora") is True
+            stable = "down" in roles and roles["down"].ndim > 0 and settings.get(f"{part}.use_rslora") is True
             roles["alpha"] = torch.tensor(
                 alpha * math.sqrt(roles["down"].shape[0]) if stable else float(alpha), dtype=torch.float64
             )
@@ -291,7 +291,9 @@ def _looks_like(adapter: Adapter) -> str | None:
     widths = [
         roles["down"].shape[1]
         for module, roles in adapter.groups.items()
-        if "down" in roles and module.endswith(("attn2_to_k", "attn2.to_k", "attn2_to_v", "attn2.to_v"))
+        if "down" in roles
+        and roles["down"].ndim > 1
+        and module.endswith(("attn2_to_k", "attn2.to_k", "attn2_to_v", "attn2.to_v"))
     ]
     return names.looks_like(widths, adapter.groups)
 

@@ -19,6 +19,9 @@ a is the user's weight: 0 leaves W, 1 is the adapter as trained. All in the dtyp
 float32 or float64.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -30,6 +33,18 @@ class Unfit(Exception):
     """The tensors do not make a change of the weight's shape; the text says how."""
 
 
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """What goes wrong inside is the file's fault: factors of any shape may come from it."""
+    try:
+        yield
+    except KeyError as missing:
+        raise Unfit(f"lacks its '{missing.args[0]}'") from None
+    except (RuntimeError, IndexError, ValueError) as fault:
+        raise Unfit("has factors that do not fit each other") from fault
+
+
+@_fitting()
 def merge(weight: Tensor, roles: Roles, multiplier: float) -> Tensor:
     """Return W' of a module's weight.
 
@@ -83,8 +98,13 @@ def rank_of(roles: Roles, weight: Tensor) -> int:
     return 0
 
 
+@_fitting()
 def scale_of(roles: Roles, weight: Tensor) -> float:
-    """Return s: alpha / rank (1 where a file has no alpha), times the file's own scalar."""
+    """Return s: alpha / rank (1 where a file has no alpha), times the file's own scalar.
+
+    Raises:
+        Unfit: factors without a rank.
+    """
     rank = rank_of(roles, weight)
     scale = float(roles["alpha"]) / rank if "alpha" in roles and rank else 1.0
     return scale * float(roles["scalar"]) if "scalar" in roles and roles["scalar"].numel() == 1 else scale
@@ -94,18 +114,13 @@ def delta(weight: Tensor, roles: Roles) -> Tensor:
     """Return the change without alpha or multiplier; the shape may still differ from the weight's by squeezed
     sides.
     """
-    try:
-        if "down" in roles:
-            return _lora(roles)
-        if "w1_a" in roles:
-            return _factor(roles, "w1_a", "w1_b", "t1") * _factor(roles, "w2_a", "w2_b", "t2")
-        if "a1" in roles:
-            return _glora(weight, roles)
-        return _kron(roles)
-    except KeyError as missing:
-        raise Unfit(f"lacks its '{missing.args[0]}'") from None
-    except RuntimeError as fault:
-        raise Unfit("has factors that do not fit each other") from fault
+    if "down" in roles:
+        return _lora(roles)
+    if "w1_a" in roles:
+        return _factor(roles, "w1_a", "w1_b", "t1") * _factor(roles, "w2_a", "w2_b", "t2")
+    if "a1" in roles:
+        return _glora(weight, roles)
+    return _kron(roles)
 
 
 def _lora(roles: Roles) -> Tensor:

@@ -108,8 +108,10 @@ def split(header: Header) -> Split:
     towers = []
     for prefix, layout in TEXT_PREFIXES:
         if any(name.startswith(prefix) and name.endswith("token_embedding.weight") for name in left):
-            claim(f"text.{len(towers)}", ("ldm", text_part(left, prefix, layout, stored)))
-            towers.append((prefix, layout))
+            part = text_part(left, prefix, layout, stored)
+            if part:
+                claim(f"text.{len(towers)}", ("ldm", part))
+                towers.append((prefix, layout))
     claim("first_stage", _prefixed(left, FIRST_STAGE_PREFIXES, _is_first_stage, first_stage_part, stored))
     if not parts:
         _refuse_stranger(header.path, header.tensors)
