@@ -156,6 +156,10 @@ def test_sizes_follow_the_pooled_text() -> None:
     assert spec.arch.unet.vector_dim == 1280 + len(row)
     first = row[:256].reshape(2, 128)[:, 0]  # cos and sin of the first number at frequency 1
     assert torch.allclose(first, torch.stack([torch.tensor(1216.0).cos(), torch.tensor(1216.0).sin()]))
+    cut = size_vector(spec, 832, 1216, original=(300, 200), crop=(7, 5)).reshape(6, 256)
+    plain = row.reshape(6, 256)
+    told = [200.0, 300.0, 5.0, 7.0, 1216.0, 832.0]  # height before width, top before left
+    assert torch.allclose(cut[:, 0], torch.tensor(told).cos()) and torch.equal(cut[4:], plain[4:])
     refiner = Spec("refiner", arch.REFINER)
     positive, negative = (size_vector(refiner, 64, 64, negative=flag)[-256:] for flag in (False, True))
     assert torch.allclose(positive[0], torch.tensor(6.0).cos()) and torch.allclose(negative[0], torch.tensor(2.5).cos())

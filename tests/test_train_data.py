@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ddgen.app import examples
-from ddgen.app.dataset import MAX_ASPECT, Dataset, bucket_sizes
+from ddgen.app.dataset import MAX_ASPECT, Dataset, Frame, bucket_sizes
 from ddgen.app.examples import read_folder
 from ddgen.errors import InputError
 
@@ -120,6 +120,20 @@ def test_what_is_not_kept_is_the_same(tmp_path):
     assert before == Dataset(tmp_path, 16, 16, budget=0).digest()
     (tmp_path / "1.png").write_bytes(picture("white", (20, 40)))
     assert lazy.digest() != before
+
+
+@pytest.mark.parametrize("budget", [0, 2**20])
+def test_how_a_picture_came_to_its_size_is_known(budget, tmp_path):
+    data = Dataset(folder(tmp_path, [(300, 100), (100, 300), (32, 32), (64, 64)]), 32, 32, budget=budget)
+    assert [data.frame(i) for i in range(4)] == [
+        Frame((300, 100), (32, 0)),  # resized to 96 x 32
+        Frame((100, 300), (0, 32)),
+        Frame((32, 32), (0, 0)),
+        Frame((64, 64), (0, 0)),
+    ]
+    for i in range(4):  # reading pictures again changes nothing
+        data.images(np.array([i]))
+    assert data.frame(1).original == (100, 300)
 
 
 def test_sizes_follow_the_pictures(tmp_path):

@@ -15,7 +15,7 @@ from test_lora_referees import their_unet
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ddgen.app.dataset import Dataset
+from ddgen.app.dataset import Dataset, Frame
 from ddgen.app.pipeline import Pipeline
 from ddgen.app.subjects import LowRankChange
 from ddgen.app.train import Settings, Trainer
@@ -94,6 +94,23 @@ def trainer(model: Path, data: Dataset, out: Path, settings: Settings = QUICK, *
     pipeline = Pipeline.load(str(model), device="cpu", dtype="float32")
     subject = LowRankChange(pipeline, seed=settings.seed, **({"rank": 4, "alpha": 6.0} | options))
     return Trainer(pipeline, data, out, settings, subject)
+
+
+def test_sdxl_is_told_how_each_picture_came_to_its_size(files, tmp_path):
+    for i, size in enumerate(((64, 64), (256, 64))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("red")
+    run = trainer(files["sdxl"], Dataset(tmp_path, 64, 64), tmp_path / "run")
+    told, captions, drawn = [], run.captions, run.draws(0)[0]
+    run.captions = lambda *given: told.append(given[-1]) or captions(*given)
+    run.losses(run.pipeline.denoiser.network, drawn)
+    expected = {0: Frame((64, 64), (0, 0)), 1: Frame((256, 64), (96, 0))}
+    assert told == [[expected[i] for i in drawn.pictures.tolist()]]
+    one, other = (captions([1], (64, 64), torch.device("cpu"), None, [expected[i]]).vector for i in (0, 1))
+    sizes = SPECS["sdxl"].arch.unet.vector_dim - one.shape[1] + 6 * 256
+    assert sizes == 6 * 256 and torch.equal(one[:, :-sizes], other[:, :-sizes])
+    differ = (one != other).reshape(-1)[-sizes:].reshape(6, 256).any(1)
+    assert differ.tolist() == [False, True, False, True, False, False]
 
 
 def unet_output(network: nn.Module, spec: Spec) -> torch.Tensor:

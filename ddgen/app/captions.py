@@ -3,7 +3,8 @@
     fixed towers   each caption is encoded once and kept in float16, if all of them fit the memory given
     trained ones   (LoRA on the towers, a word's vectors) captions go through them at every step, with gradients
 
-Sizes that SDXL reads beside the text are those of the pictures of the step, as when it samples.
+Sizes that SDXL reads beside the text are those of the pictures of the step: as they were found, what was cut off to
+their left and top, and as they are shown.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ddgen.app.conditions import size_vector
+from ddgen.app.dataset import Frame
 from ddgen.app.pipeline import Pipeline
 from ddgen.conditioning import Conditioning
 from ddgen.text.clip import TextEncoder
@@ -55,8 +57,10 @@ class Captions:
         size: tuple[int, int],
         device: torch.device,
         text: TextEncoder | None = None,
+        frames: Sequence[Frame] = (),
     ) -> Conditioning:
-        """Return the conditioning of a step, float32. size: width and height in pixels."""
+        """Return the conditioning of a step, float32. size: width and height in pixels. frames: how each picture
+        came to that size (none: it was never of another)."""
         if self.kept is None:
             cond = self.encode(indices, text)
         else:
@@ -64,8 +68,9 @@ class Captions:
         vector = cond.vector
         if self.spec.arch.vector_ids:
             assert vector is not None
-            ids = size_vector(self.spec, *size).to(vector).expand(len(vector), -1)
-            vector = torch.cat([vector, ids], dim=1)
+            shown = list(frames) or [Frame(size, (0, 0))] * len(vector)
+            ids = [size_vector(self.spec, *size, original=one.original, crop=one.crop) for one in shown]
+            vector = torch.cat([vector, torch.stack(ids).to(vector)], dim=1)
         return Conditioning(
             cond.context.float().to(device), None if vector is None else vector.float().to(device)
         )

@@ -210,16 +210,26 @@ def _zeros(row: Conditioning) -> Conditioning:
     return Conditioning(torch.zeros_like(row.context), None if row.vector is None else torch.zeros_like(row.vector))
 
 
-def size_vector(spec: Spec, width: int, height: int, *, negative: bool = False) -> Tensor:
+def size_vector(
+    spec: Spec,
+    width: int,
+    height: int,
+    *,
+    negative: bool = False,
+    original: tuple[int, int] | None = None,
+    crop: tuple[int, int] = (0, 0),
+) -> Tensor:
     """Return the numbers that the network reads beside the pooled text, each as a sinusoid 256 wide, in one row.
 
+    original: width and height of the picture before it was resized (None: as it is). crop: what was then cut off
+        at its left and top, in pixels.
     Ref: Podell et al. 2023, arXiv 2307.01952, section 2.2.
     """
     values = {
-        "original_height": height,
-        "original_width": width,
-        "crop_top": 0,
-        "crop_left": 0,
+        "original_height": height if original is None else original[1],
+        "original_width": width if original is None else original[0],
+        "crop_top": crop[1],
+        "crop_left": crop[0],
         "target_height": height,
         "target_width": width,
         "aesthetic_score": AESTHETIC_SCORE_NEGATIVE if negative else AESTHETIC_SCORE,

@@ -43,6 +43,15 @@ class Draw:
         return Draw(self.pictures[rows], self.captions[rows], self.u[rows], self.eps[rows])
 
 
+@dataclass(frozen=True)
+class Frame:
+    """How a picture came to its size. original: its own size. crop: what was cut off at its left and top after it was
+    resized, in pixels."""
+
+    original: Size
+    crop: tuple[int, int]
+
+
 class Dataset:
     """Pictures with captions, from a directory or shards.
 
@@ -78,11 +87,13 @@ class Dataset:
             self._sort(bucket)
         wanted = sum(3 * w * h for w, h in (self.sizes[i] for i in self.size_of))
         self._kept: list[Tensor] | None = None
+        self._originals: list[Size] = []
         if wanted <= budget:
             self._kept = [self._decoded(i) for i in range(len(self.examples))]
         else:
             for example in self.examples:
-                example.image().close()  # what is missing or no picture is said before hours of work
+                with example.image() as image:  # what is missing or no picture is said before hours of work
+                    self._originals.append(image.size)
         self.texts = [
             EMPTY,
             *sorted({text for example in self.examples for text in example.captions} - {EMPTY}),
@@ -203,7 +214,16 @@ class Dataset:
         self.sizes = [every[i] for i in used]
 
     def _decoded(self, index: int) -> Tensor:
-        return _picture(self.examples[index], *self.sizes[self.size_of[index]])
+        pixels, original = _picture(self.examples[index], *self.sizes[self.size_of[index]])
+        if index == len(self._originals):
+            self._originals.append(original)
+        return pixels
+
+    def frame(self, index: int) -> Frame:
+        """Return how a picture came to its size."""
+        (width, height), (wide, high) = self.sizes[self.size_of[index]], self._originals[index]
+        scale = max(width / wide, height / high)
+        return Frame((wide, high), (round((wide * scale - width) / 2), round((high * scale - height) / 2)))
 
 
 def bucket_sizes(width: int, height: int, step: int) -> list[Size]:
@@ -226,9 +246,9 @@ def _with_word(example: Example, word: str) -> Example:
     return replace(example, captions=captions)
 
 
-def _picture(example: Example, width: int, height: int) -> Tensor:
+def _picture(example: Example, width: int, height: int) -> tuple[Tensor, Size]:
     """Return a picture as uint8 (3, height, width): on white, its middle in the wanted aspect, resized
-    (Lanczos).
+    (Lanczos); and its own size.
     """
     try:
         with example.image() as image:
@@ -241,4 +261,4 @@ def _picture(example: Example, width: int, height: int) -> Tensor:
         w, h = width / scale, height / scale
         left, top = (flat.width - w) / 2, (flat.height - h) / 2
         flat = flat.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + w, top + h))
-    return torch.from_numpy(np.asarray(flat).copy()).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.asarray(flat).copy()).permute(2, 0, 1).contiguous(), rgba.size

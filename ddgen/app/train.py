@@ -258,7 +258,13 @@ class Trainer:
         denoiser = Denoiser(network, spec.prediction, schedule, sigma_data=spec.sigma_data)
         x0 = self.latents[draw.pictures].to(device)
         size = self.data.sizes[self.data.size_of[draw.pictures[0]]]
-        cond = self.captions(draw.captions.tolist(), size, device, self.subject.text() if text is None else text)
+        cond = self.captions(
+            draw.captions.tolist(),
+            size,
+            device,
+            self.subject.text() if text is None else text,
+            [self.data.frame(i) for i in draw.pictures.tolist()],
+        )
         sigma = sigmas_at(schedule, torch.from_numpy(draw.u)).float().to(device)
         eps = torch.from_numpy(draw.eps).to(device)
         target = self._means(x0, eps, sigma, draw) if self.settings.target == "mean" else None

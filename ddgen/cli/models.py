@@ -133,8 +133,9 @@ def _human(size: int) -> str:
 
 
 def inspect_(path: File, hash: Hash = False, json: flags.Json = False, debug: flags.Debug = False) -> None:
-    """Tell what a checkpoint, LoRA or embedding is, from its header alone: family, layout, parts, dtypes,
-    parameters, ranks, metadata."""
+    """Tell what a checkpoint, LoRA or embedding is, from its header alone.
+
+    Family, layout, parts, dtypes, parameters, ranks, metadata."""
     adapter = inspect_adapter(path)
     if adapter is not None:
         _tell_adapter(adapter, hash=hash, json=json)
@@ -221,8 +222,9 @@ def convert(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Write a model in the other layout: one file, or a folder as diffusers reads it; dtypes stay unless
-    --dtype is given."""
+    """Write a model in the other layout: one file, or a folder as diffusers reads it.
+
+    Dtypes stay unless --dtype is given. What the other layout has no place for is named."""
     from ddgen.weights import convert as converting
     from ddgen.weights.checkpoint import open_checkpoint
 
