@@ -111,6 +111,16 @@ SharedOutput = Annotated[
         BATCH, "Ray workers write the pictures themselves: the directory is shared.", "--shared-output"
     ),
 ]
+Output = Annotated[
+    str | None,
+    flags.value(
+        flags.OUTPUT,
+        "WHERE",
+        "A directory, or a template as out/{seed}-{hash}.png. [a directory called like the first file]",
+        "--output",
+        "-o",
+    ),
+]
 Events = Annotated[
     bool, flags.switch(flags.TALK, "With --json: also what starts, each step, what is skipped, warnings.", "--events")
 ]
@@ -183,7 +193,7 @@ def batch(
     text_backend: flags.TextBackend = None,
     batch_size: flags.BatchSize = None,
     offline: flags.Offline = False,
-    output: flags.Output = None,
+    output: Output = None,
     format: flags.Format = None,
     quality: flags.Quality = None,
     metadata: flags.Metadata = None,
