@@ -6,10 +6,12 @@ import os
 import secrets
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,8 +38,11 @@ class FakeRecipe:
     delay: float = 0.0
     error: str = ""
     poison: str = ""
+    stillborn: bool = False
 
     def build(self, threads: int) -> Render:
+        if self.stillborn:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.error:
             raise ModelError(self.error, "mend it")
         render, pids, poison = FakeRender(delay=self.delay), self.pids, self.poison
@@ -166,6 +171,29 @@ def test_an_error_of_the_start_is_told_as_it_is(cluster: "Cluster", tmp_path: Pa
             ray_runner.Cluster(cluster.address, 9), FakeRecipe(tmp_path / "pids"), lambda: False
         )
         make_batch(tmp_path / "x").run(ListSource(planner(tmp_path / "x"), GIVEN), made)
+
+
+def test_a_worker_that_dies_while_it_loads_is_no_mystery(cluster: "Cluster", tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="a Ray worker died while it loaded the model; see if memory is enough"):
+        run_on(cluster, tmp_path / "ray", FakeRecipe(tmp_path / "pids", stillborn=True))
+
+
+def test_a_worker_that_the_memory_watch_ends_is_a_dead_one() -> None:
+    exceptions = pytest.importorskip("ray.exceptions")
+
+    def get(ref: object) -> object:
+        raise exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+
+    started: list[int] = []
+    worker = SimpleNamespace(ready=SimpleNamespace(remote=lambda: None))
+    crew = SimpleNamespace(handles=[worker], replace=started.append)
+    ray, group = SimpleNamespace(exceptions=exceptions, get=get), ["a task"]
+    waiting: deque[tuple[list[str], int]] = deque()
+    sent = {"ref": ray_runner._Sent(group, 0, 0)}  # type: ignore[arg-type]
+    with pytest.raises(ResourceError, match="died while it loaded"):
+        list(ray_runner._receive(ray, crew, "ref", sent, waiting))  # type: ignore[arg-type]
+    assert list(waiting) == [(group, 1)] and sent == {}
+    assert started == [0, 0, 0], "it is tried three times"
 
 
 def test_stopping(cluster: "Cluster", tmp_path: Path) -> None:

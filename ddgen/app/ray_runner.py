@@ -228,6 +228,7 @@ def _run(
     sent: dict[Any, _Sent] = {}
     more = True
     try:
+        _await_ready(ray, crew.handles)
         while more or waiting or sent:
             for number, handle in enumerate(crew.handles):
                 while waiting or more:
@@ -265,25 +266,64 @@ def _receive(
     ray: Any, crew: _Crew, ref: Any, sent: dict[Any, _Sent], waiting: deque[tuple[Group, int]]
 ) -> Iterator[Outcome]:
     """Yield the outcomes of a finished group, or send the groups of a dead worker again."""
-    gone = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
     worker = sent[ref].worker
     try:
         packed = ray.get(ref)
-    except gone:
+    except _losses(ray):
         for other in [other for other, item in sent.items() if item.worker == worker]:
             item = sent.pop(other)
             try:
                 packed = ray.get(other)  # what it had finished before it died is there
-            except gone:
+            except _losses(ray):
                 yield from _lose(item.group, item.deaths + 1, waiting)
             else:
                 yield from _outcomes(item.group, packed)
-        crew.replace(worker)
-        failure = ray.get(crew.handles[worker].ready.remote())
-        if failure is not None:
-            raise _unpacked(failure) from None
+        _start_again(ray, crew, worker)
         return
     yield from _outcomes(sent.pop(ref).group, packed)
+
+
+def _losses(ray: Any) -> tuple[type[Exception], ...]:
+    """Return what Ray raises for a worker that is no more: it died, or Ray's watch over the memory ended it."""
+    kinds = ray.exceptions
+    return kinds.RayActorError, kinds.ObjectLostError, kinds.OutOfMemoryError
+
+
+def _start_again(ray: Any, crew: _Crew, worker: int) -> None:
+    """Put a new worker in a dead one's place, and wait until it is ready.
+
+    Raises:
+        DdgenError: what keeps it from starting, at the third death ResourceError.
+    """
+    for left in reversed(range(MAX_DEATHS)):
+        crew.replace(worker)
+        try:
+            _await_ready(ray, [crew.handles[worker]])
+        except _Died:
+            if not left:
+                raise
+        else:
+            return
+
+
+class _Died(ResourceError):
+    """A worker died before it had its pipeline."""
+
+
+def _await_ready(ray: Any, handles: list[Any]) -> None:
+    """Wait until workers have their pipelines.
+
+    Raises:
+        DdgenError: what kept one from it.
+    """
+    try:
+        failures = ray.get([handle.ready.remote() for handle in handles])
+    except _losses(ray) as error:
+        mend = "see if memory is enough; use fewer --workers"
+        raise _Died("a Ray worker died while it loaded the model", mend, id="resource.worker") from error
+    for failure in failures:
+        if failure is not None:
+            raise _unpacked(failure)
 
 
 def _lose(group: Group, deaths: int, waiting: deque[tuple[Group, int]]) -> Iterator[Outcome]:
@@ -328,10 +368,10 @@ def _join(ray: Any, cluster: Cluster) -> bool:
 
 
 def _crew(ray: Any, cluster: Cluster, recipe: Recipe) -> _Crew:
-    """Start the workers and wait until each has its pipeline.
+    """Start the workers.
 
     Raises:
-        DdgenError: what kept one from starting.
+        ResourceError: more are wanted than there are cores.
     """
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0)) if cluster.gpu in (None, True) else 0
@@ -346,10 +386,6 @@ def _crew(ray: Any, cluster: Cluster, recipe: Recipe) -> _Crew:
     crew = _Crew(ray, recipe, cluster.shared, each, min(1.0, gpus / count) if gpus else 0)
     for _ in range(count):
         crew.start()
-    for failure in ray.get([handle.ready.remote() for handle in crew.handles]):
-        if failure is not None:
-            crew.stop()
-            raise _unpacked(failure)
     return crew
 
 
