@@ -6,6 +6,8 @@ import random
 import mutants
 import pytest
 
+from ddgen.errors import ModelError
+
 
 @pytest.mark.parametrize(("kind", "count"), [(mutants.models, 60), (mutants.adapters, 300)], ids=["models", "adapters"])
 def test_nonsense_gives_clean_errors(kind, count):
@@ -28,6 +30,26 @@ def test_what_the_campaign_found_stays_found(tmp_path):
         entry = "lora_unet_input_blocks_0_0.lora_"
         entries = {f"{entry}down.weight": ("F16", down), f"{entry}up.weight": ("F16", up)}
         assert told_of(entries, lambda path: mutants.adapt(path, model)) == told
+
+
+BIG, THIN = [2**13, 1], [1, 2**13]
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"lora_down.weight": THIN, "lora_up.weight": BIG},
+        {"hada_w1_a": BIG, "hada_w1_b": THIN, "hada_w2_a": BIG, "hada_w2_b": THIN},
+        {"lokr_w1": [64, 64], "lokr_w2": [128, 128]},
+        {"lokr_w1": [64, 64], "lokr_w2_a": [2**13, 1], "lokr_w2_b": THIN},
+    ],
+    ids=["LoRA", "LoHa", "LoKr", "LoKr in factors"],
+)
+def test_thin_factors_of_a_huge_weight_are_refused_before_they_are_multiplied(shapes, tmp_path):
+    entries = {f"lora_unet_input_blocks_0_0.{role}": ("F16", shape) for role, shape in shapes.items()}
+    mutants.write(tmp_path / "l.safetensors", entries, None, b"ab")
+    with pytest.raises(ModelError, match="has factors that make [0-9]{8,} numbers, the model has 32x4x3x3"):
+        mutants.Model().put((tmp_path / "l.safetensors", 1.0))
 
 
 def told_of(entries, read):

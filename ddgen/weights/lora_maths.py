@@ -29,6 +29,9 @@ Roles = dict[str, Tensor]
 """The tensors of one module by role, as lora_names.ROLES calls them."""
 
 
+LEAST = 2**20  # numbers that are always multiplied out: _fitted knows more about them
+
+
 class Unfit(Exception):
     """The tensors do not make a change of the weight's shape; the text says how."""
 
@@ -114,13 +117,48 @@ def delta(weight: Tensor, roles: Roles) -> Tensor:
     """Return the change without alpha or multiplier; the shape may still differ from the weight's by squeezed
     sides.
     """
+    _check_size(weight, roles)
     if "down" in roles:
         return _lora(roles)
     if "w1_a" in roles:
-        return _factor(roles, "w1_a", "w1_b", "t1") * _factor(roles, "w2_a", "w2_b", "t2")
+        first, second = _factor(roles, "w1_a", "w1_b", "t1"), _factor(roles, "w2_a", "w2_b", "t2")
+        if first.shape != second.shape:
+            raise Unfit("has factors that do not fit each other")
+        return first * second
     if "a1" in roles:
         return _glora(weight, roles)
     return _kron(roles)
+
+
+def _check_size(weight: Tensor, roles: Roles) -> None:
+    """Refuse factors that make more than the weight holds before they are multiplied: two thin matrices of a small
+    file can make one that fills the memory."""
+
+    def side(role: str, axis: int) -> int:
+        shape = roles[role].shape
+        return shape[axis] if axis == 0 or role in ("t1", "t2", "kt2") else shape[1:].numel()
+
+    def made(a: str, b: str, core: str) -> int:
+        if core in roles:
+            return roles[a].shape[1] * roles[b].shape[1] * roles[core].shape[2:].numel()
+        return side(a, 0) * side(b, 1)
+
+    sizes = []
+    if "down" in roles:
+        kernel = roles["mid"].shape[2:].numel() if "mid" in roles else 1
+        sizes.append(roles["up"].shape[0] * side("down", 1) * kernel)
+    elif "w1_a" in roles:
+        sizes += [made("w1_a", "w1_b", "t1"), made("w2_a", "w2_b", "t2")]
+    elif "a1" not in roles:
+        first = roles["k1"].numel() if "k1" in roles else made("k1_a", "k1_b", "")
+        second = roles["k2"].numel() if "k2" in roles else made("k2_a", "k2_b", "kt2")
+        sizes.append(first * second)
+    elif _old_glora(roles, weight):
+        sizes += [side("b2", 0) * side("b1", 1), weight.shape[0] * side("a2", 1), weight.shape[0] * side("a1", 1)]
+    else:
+        sizes += [side("b1", 0) * side("b2", 1), weight.shape[0] * side("a1", 1), weight.shape[0] * side("a2", 1)]
+    if max(sizes) > max(weight.numel(), LEAST):
+        raise Unfit(f"has factors that make {max(sizes)} numbers, the model has {_size(weight)}")
 
 
 def _lora(roles: Roles) -> Tensor:
