@@ -134,12 +134,17 @@ def test_controls_are_steers_of_the_job(folder: Path) -> None:
         inputs.draw(masked.inputs, replace(masked.job, controls=()))
 
 
-def test_image_prompts_are_steers_of_the_job(folder: Path) -> None:
+def readers(folder: Path) -> Networks:
+    """Write an IP-Adapter and a tower, by their headers alone."""
     plain = [f"image_proj.proj.{n}.weight" for n in (0, 2, 3)]
     reader = weights(folder / "ip.safetensors", *plain, "ip_adapter.1.to_k_ip.weight")
     weights(folder / "eye" / "model.safetensors", "x")
     (folder / "eye" / "config.json").write_text("{}")
-    networks = Networks((), (reader,), str(folder / "eye"))
+    return Networks((), (reader,), str(folder / "eye"))
+
+
+def test_image_prompts_are_steers_of_the_job(folder: Path) -> None:
+    networks = readers(folder)
     (task,) = plans(folder, networks, image_prompt=("in/p.png:0.6", "in/m.png"), seed=1)
     first, second = task.job.controls
     assert (first.kind, first.weight, second.weight) == ("image-prompt", 0.6, 1.0) and first.image != second.image
@@ -152,7 +157,7 @@ def test_image_prompts_are_steers_of_the_job(folder: Path) -> None:
         with pytest.raises(InputError, match=f"line 1: image_prompt '{path}'.*{message}"):
             plans(folder, networks, image_prompt=(path,))
     with pytest.raises(DdgenError, match="no image encoder beside"):
-        plans(folder, Networks((), (reader,)), image_prompt=("in/p.png",))
+        plans(folder, replace(networks, encoder=None), image_prompt=("in/p.png",))
 
 
 def test_values() -> None:
@@ -173,9 +178,9 @@ def renderer() -> Renderer:
     return Renderer(pipeline, Saving())
 
 
-def tasks_of(folder: Path, **settings: object) -> list[Task]:
+def tasks_of(folder: Path, networks: Networks = Networks(), **settings: object) -> list[Task]:
     spec = pixel_pipeline().spec
-    made = Planner(spec, "m", planner(folder / "out").target, folder=lambda source: folder)
+    made = Planner(spec, "m", planner(folder / "out").target, folder=lambda source: folder, networks=networks)
     return list(made.tasks(lines("cat", **{name: (value,) for name, value in settings.items()})[0]))
 
 
@@ -196,6 +201,25 @@ def test_a_line_makes_what_the_verb_makes(folder: Path) -> None:
     found, kept = made(masked), np.asarray(Image.open(folder / "in" / "m.png")) < 128
     assert found.shape == picture.shape and np.array_equal(found[kept], picture[kept])
     assert (found[~kept] != picture[~kept]).any(1).mean() > 0.9
+
+
+@pytest.mark.parametrize("more", [{}, {"init": "in/p.png"}, {"init": "in/p.png", "mask": "in/m.png"}])
+def test_what_steers_a_line_reaches_the_network(more: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddgen.app import control, image_prompt
+
+    shown: list[verbs.PromptPicture] = []
+    loaded: list[verbs.ControlFile] = []
+    monkeypatch.setattr(image_prompt, "load", lambda pipeline, files: shown.extend(files) or [])
+    monkeypatch.setattr(control, "load", lambda pipeline, file: loaded.append(file) or control.Control(None, None, end=0.0))
+    model = weights(folder / "c.safetensors", "input_hint_block.0.weight", "input_blocks.0.0.weight")
+    networks = replace(readers(folder), controls=(model,))
+    said = {"control": ("map:in/m.png:0.5",), "image_prompt": ("in/p.png:0.6",), "guidance": 1.0, "steps": 2, "seed": 1}
+    (task,) = tasks_of(folder, networks, **said, **more)
+    renderer()._run([task], lambda step, steps, images: None)
+    ((picture,), (file,)) = shown, loaded
+    assert picture.weight == 0.6 and picture.kept, "a batch keeps what its lines share"
+    assert np.array_equal(picture.picture, np.asarray(Image.open(folder / "in" / "p.png")))
+    assert file.weight == 0.5 and file.picture.shape == (task.job.height, task.job.width, 3)
 
 
 def test_a_picture_that_changed_meanwhile_fails_alone(folder: Path) -> None:
