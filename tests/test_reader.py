@@ -35,6 +35,16 @@ def whole(header, *names, **how):
     return Stored(header, take, take.shape(header.tensors[name].shape for name in names))
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_tensors_are_of_the_mode_they_are_asked_for_in(mode, threads, tmp_path):
+    tensors = {f"t{i}": torch.full((PIECE + i,), float(i)).half() for i in range(5)}
+    header = file_of(tmp_path / "a.safetensors", tensors)
+    with mode():
+        found = read_all({name: whole(header, name) for name in tensors}, dtype=torch.float32)
+        assert all(torch.equal(found[name], value.float()) for name, value in tensors.items())
+    assert {value.is_inference() for value in found.values()} == {mode is torch.inference_mode}
+
+
 @pytest.mark.parametrize("wanted", [torch.float32, torch.float16, torch.bfloat16])
 def test_every_dtype_and_size_is_converted_to_the_last_element(wanted, threads, tmp_path):
     tensors = {

@@ -168,10 +168,16 @@ def read_all(
     ordered = sorted(part.items(), key=_position)
     # Taken by this thread: the C library gives each thread a heap of its own, which keeps less for later.
     found = {name: torch.empty(stored.shape, dtype=_wanted(stored, dtype)) for name, stored in ordered}
+    inference = torch.is_inference_mode_enabled()  # each thread has its own
+
+    def fill(reader: Reader, name: str, stored: Stored) -> None:
+        with torch.inference_mode(inference):
+            reader.into(found[name], stored)
+
     with Reader() as reader:
         pool = ThreadPoolExecutor(threads)
         try:
-            for future in [pool.submit(reader.into, found[name], stored) for name, stored in ordered]:
+            for future in [pool.submit(fill, reader, name, stored) for name, stored in ordered]:
                 future.result()
         finally:
             pool.shutdown(cancel_futures=True)
