@@ -14,6 +14,7 @@ from PIL import Image
 from ddgen.app import evaluate, judge, keying, report, suite, verdicts
 from ddgen.app.concepts import BACKGROUNDS, COLOURS, STYLES, concepts, held_out
 from ddgen.app.emoji import SEEN, UNSEEN, Emoji, Label
+from ddgen.app.scenes import Scene
 from ddgen.errors import InputError, ModelError
 from ddgen.weights.checkpoint import save_tensors
 
@@ -173,7 +174,12 @@ def test_the_suite_follows_the_list_and_keeps_the_held_out_apart() -> None:
         kind, word = ("thing", row.colour) if row.colour else ("background", row.background)
         if word:
             assert held_out(row.concepts[0], word, kind) == (row.kind == "held-out")
-    names = {name.rstrip("!") for concept in concepts() for name in concept.names}
+    known = {concept.icon: concept for concept in concepts()}
+    for row in rows:
+        if row.kind in ("count", "pair", "position"):
+            scene = Scene(tuple(known[icon] for icon in row.concepts), row.relation, row.count)
+            assert scene.held_out
+    names = {name.rstrip("!") for concept in concepts() for name in concept.names + concept.also}
     assert not names & {word for icon, word in suite.UNSEEN.items() if f"a {word}" in {row.prompt for row in rows if row.kind == "unseen"}}
     assert suite.build(list(concepts())[:20])
 

@@ -19,9 +19,11 @@ from ddgen.app.concepts import (
     captions,
     concepts,
     held_out,
+    plural,
     with_article,
 )
 from ddgen.app.dataset import read_folder
+from ddgen.app.scenes import CELL, NUMBERS, Scene, scenes
 from ddgen.errors import InputError, NetworkError, UsageError
 
 LISTED = [Concept("fox", ("fox",)), Concept("star", ("star", "yellow star"), recolour=True)]
@@ -103,6 +105,44 @@ def test_held_out_compositions_are_never_drawn_and_the_key_always(packages, tmp_
     ground = next(row for row in rows if row.get("background") == KEY)
     assert Image.open(tmp_path / ground["file_name"]).getpixel((0, 0)) == BACKGROUNDS[KEY]
     assert all(f"on a {KEY} background" in text or f"{KEY} background" in text for text in ground["captions"])
+
+
+def test_scenes_are_drawn_told_and_held_out_in_every_order(packages, tmp_path):
+    listed = [Concept("fox", ("fox",), scenes=True), Concept("star", ("yellow star", "star"), scenes=True)]
+    every = list(scenes(listed))
+    assert [scene.name for scene in every[3:7]] == ["two-star", "three-star", "four-star", "fox-left-of-star"]
+    pairs = [scene for scene in every if scene.relation]
+    assert len({scene.held_out for scene in pairs}) == 1, "a pair is held out in both orders and places, or in none"
+    list(stickers.build(tmp_path / "out", packages, listed=listed, render=draw))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    found = {row["file_name"]: row for row in rows if "things" in row}
+    assert {name.split("/")[1] for name in found} == {f"{scene.name}.png" for scene in every if not scene.held_out}
+    for kind, share in (("pair", 1.0), ("count", 1 / 3)):
+        weights = [row["weight"] for row in found.values() if (len(set(row["things"])) == 1) == (kind == "count")]
+        if weights:
+            assert sum(weights) == pytest.approx(share * 3 * len(listed), rel=1e-4)
+    row = found["noto/three-star.png"]
+    assert row["things"] == ["star"] * 3 and row["captions"]["three stars"] == 3.0
+
+
+def test_a_scene_has_its_things_in_their_places():
+    fox, star = Concept("fox", ("fox",), scenes=True), Concept("star", ("star",), scenes=True)
+    cuts = {"fox": np.full((CELL, CELL, 4), (200, 0, 0, 255), np.uint8), "star": np.full((CELL, CELL, 4), (0, 0, 200, 255), np.uint8)}
+    beside = Scene((fox, star), "left of").drawn(cuts, 128)
+    assert beside[64, 32, 0] == 200 and beside[64, 96, 2] == 200 and not beside[64, 64, 3] and not beside[10, 32, 3]
+    above = Scene((fox, star), "above").drawn(cuts, 128)
+    assert above[32, 64, 0] == 200 and above[96, 64, 2] == 200
+    told = Scene((fox, star), "left of").captions("flat")
+    assert told["a fox left of a star"] > told["a star right of a fox"] > 0 and "a fox and a star, flat style" in told
+    for count in NUMBERS:
+        made = Scene((fox,), count=count).drawn(cuts, 128)
+        assert made[..., 3].astype(bool).sum() == count * CELL**2
+    assert [plural(name) for name in ("fox", "butterfly", "house", "monkey")] == ["foxes", "butterflies", "houses", "monkeys"]
+
+
+def test_the_list_holds_out_a_fifth_of_the_scenes():
+    every = list(scenes(list(concepts())))
+    assert 0.1 < sum(scene.held_out for scene in every) / len(every) < 0.3
 
 
 def test_an_interrupted_build_has_no_manifest(packages, tmp_path):
@@ -205,7 +245,7 @@ def test_the_list_of_concepts_is_sound():
     } <= set(names)
 
 
-@pytest.mark.parametrize("line", ["fox", "| fox", "fox |", "fox | fox | red", "fox | fox, !"])
+@pytest.mark.parametrize("line", ["fox", "| fox", "fox |", "fox | fox | red", "fox | fox, !", "fox | fox | | !", "fox | fox | | vixen | red"])
 def test_a_wrong_line_of_a_list_is_named(tmp_path, line):
     path = tmp_path / "list.txt"
     path.write_text(f"# mine\nstar | star | recolour\n{line}\n")
@@ -213,3 +253,8 @@ def test_a_wrong_line_of_a_list_is_named(tmp_path, line):
         list(concepts(path))
     path.write_text("star | star, asterisk | recolour\n")
     assert list(concepts(path)) == [Concept("star", ("star", "asterisk"), True)]
+    path.write_text("fox | fox | scenes | vixen, red fox\nsun | sun! | | sunlight!\n")
+    fox, sun = concepts(path)
+    assert fox == Concept("fox", ("fox",), False, True, ("vixen", "red fox")) and sun.also == ("sunlight!",)
+    told = captions(fox.names, "flat", fox.also)
+    assert 0 < told["a vixen"] < told["a fox"] and "a vixen, flat style" not in told

@@ -4,8 +4,8 @@
     on blue                             ->  "a red apple on a blue background", ...
 
 Every caption has a weight: how often training draws it. A fixed part of the compositions (a thing in a colour
-that is not its own, a thing on a background) is held out: never trained, so that it can be asked for. Knows no
-pictures.
+that is not its own, a thing on a background, two things) is held out: never trained, so that it can be asked for.
+Knows no pictures.
 """
 
 import hashlib
@@ -68,6 +68,9 @@ TEMPLATES = (
     ("an icon of {phrase}", 0.3),
 )
 
+# and of the further words, which are there to show that many words mean one thing
+ALSO = (("{phrase}", 0.6), ("{name}", 0.3))
+
 ON_BACKGROUND = (
     ("{phrase} on a {colour} background", 3.0),
     ("{name} on a {colour} background", 1.5),
@@ -79,11 +82,15 @@ ON_BACKGROUND = (
 @dataclass(frozen=True)
 class Concept:
     """One thing that can be drawn. icon: its name in the emoji sets; names: how people call it, marked !
-    where no article fits."""
+    where no article fits; also: further words for it; recolour: drawn in seven colours; scenes: drawn in
+    twos, threes and fours, and beside others.
+    """
 
     icon: str
     names: tuple[str, ...]
     recolour: bool = False
+    scenes: bool = False
+    also: tuple[str, ...] = ()
 
     @property
     def phrase(self) -> str:
@@ -112,19 +119,21 @@ def concepts(path: Path = FILE) -> Iterator[Concept]:
         if not line.strip() or line.startswith("#"):
             continue
         icon, *rest = (part.strip() for part in line.split("|"))
-        names = tuple(name.strip() for name in rest[0].split(",")) if rest else ()
+        names, flags, also = ([*rest, "", "", ""])[:3]
+        called, further = ([name.strip() for name in part.split(",") if part] for part in (names, also))
         if (
             not icon
-            or not names
-            or not all(name.rstrip("!") for name in names)
-            or rest[1:] not in ([], ["recolour"])
+            or not called
+            or not all(name.rstrip("!") for name in called + further)
+            or not set(flags.split()) <= {"recolour", "scenes"}
+            or len(rest) > 3
         ):
             raise InputError(
                 f"'{path}' line {number} is wrong",
                 "write it as: red-apple | red apple, apple",
                 id="input.concepts",
             )
-        yield Concept(icon, names, len(rest) == 2)
+        yield Concept(icon, tuple(called), "recolour" in flags, "scenes" in flags, tuple(further))
 
 
 def with_article(name: str) -> str:
@@ -135,13 +144,23 @@ def with_article(name: str) -> str:
     return f"{'an' if vowel else 'a'} {name}"
 
 
-def captions(names: tuple[str, ...], style: str) -> dict[str, float]:
+def plural(name: str) -> str:
+    """Return "foxes", "cherries", "apples"."""
+    if name.endswith(("s", "x", "ch", "sh")):
+        return f"{name}es"
+    if name.endswith("y") and name[-2] not in "aeiou":
+        return f"{name[:-1]}ies"
+    return f"{name}s"
+
+
+def captions(names: tuple[str, ...], style: str, also: tuple[str, ...] = ()) -> dict[str, float]:
     """Return every caption of a picture with its weight."""
     found: dict[str, float] = {}
-    for name in names:
-        for template, weight in TEMPLATES:
-            text = template.format(phrase=with_article(name), name=name.rstrip("!"), style=style)
-            found[text] = found.get(text, 0.0) + weight
+    for words, templates in ((names, TEMPLATES), (also, ALSO)):
+        for name in words:
+            for template, weight in templates:
+                text = template.format(phrase=with_article(name), name=name.rstrip("!"), style=style)
+                found[text] = found.get(text, 0.0) + weight
     return found
 
 
@@ -155,7 +174,8 @@ def on_background(names: tuple[str, ...], style: str, colour: str) -> dict[str, 
 
 
 def held_out(icon: str, colour: str, kind: str) -> bool:
-    """Return whether a composition is never trained. kind: "thing" (recoloured) or "background".
+    """Return whether a composition is never trained. kind: "thing" (recoloured), "background", "pair" (`colour` is
+    the other thing) or "count" (it is the number).
 
     The choice hangs on the names alone, so it is the same in every build.
     """

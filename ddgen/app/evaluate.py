@@ -52,7 +52,7 @@ def read_real(folder: Path) -> Real:
     """
     try:
         rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-        plain = [row for row in rows if not row.get("colour") and not row.get("background")]
+        plain = [row for row in rows if not any(row.get(key) for key in ("colour", "background", "things"))]
         pictures = {
             (row["icon"], row["style"]): np.asarray(Image.open(folder / row["file_name"]).convert("RGB")) for row in plain
         }

@@ -38,6 +38,7 @@ from ddgen.app.concepts import (
     on_background,
     with_article,
 )
+from ddgen.app.scenes import CELL, SHARES, Scene, scenes
 from ddgen.errors import InputError, NetworkError, UsageError
 from ddgen.io.files import publish
 
@@ -57,6 +58,11 @@ class IconSet:
     licence: str
     author: str
     icons: Mapping[str, Any]
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Return what the manifest says of every picture of the set."""
+        return {"source": self.package, "version": self.version, "licence": self.licence}
 
     def svg(self, name: str, side: int) -> str:
         """Return an icon as a whole SVG document of side x side pixels.
@@ -117,20 +123,20 @@ def build(
             style: read_package(find_tarball(packages or Path(scratch), name))
             for style, name in STYLES.items()
         }
-    total = len(STYLES) * sum(len(compositions(concept)) for concept in chosen)
+    trained = [scene for scene in scenes(chosen) if not scene.held_out]
+    total = len(STYLES) * (sum(len(compositions(concept)) for concept in chosen) + len(trained))
     lines = []
-    for concept in chosen:
-        for style, icons in sets.items():
-            for file, pixels, row in pictures(concept, style, icons, draw):
-                buffer = io.BytesIO()
-                Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-                publish(target / file, buffer.getvalue(), force=True)
-                lines.append(
-                    json.dumps(
-                        {"file_name": file, **row, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-                    )
-                )
-                yield Built(file, total)
+    for part in (
+        *(pictures(concept, style, icons, draw) for concept in chosen for style, icons in sets.items()),
+        *(scene_pictures(trained, style, icons, draw, len(chosen)) for style, icons in sets.items()),
+    ):
+        for file, pixels, row in part:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+            publish(target / file, buffer.getvalue(), force=True)
+            digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+            lines.append(json.dumps({"file_name": file, **row, "sha256": digest}))
+            yield Built(file, total)
     sources = [
         {"package": s.package, "version": s.version, "licence": s.licence, "author": s.author}
         for s in sets.values()
@@ -152,13 +158,7 @@ def pictures(
 ) -> Iterator[tuple[str, Pixels, dict[str, Any]]]:
     """Yield (file, pixels, manifest row) of a concept in one style: as it is, recoloured, on backgrounds."""
     raw = np.asarray(Image.open(io.BytesIO(draw(icons.svg(concept.icon, SIDE), SIDE))).convert("RGBA"))
-    origin = {
-        "source": icons.package,
-        "version": icons.version,
-        "licence": icons.licence,
-        "icon": concept.icon,
-        "style": style,
-    }
+    origin = {**icons.origin, "icon": concept.icon, "style": style}
     hue = dominant_hue(raw) if concept.recolour else 0.0
     for colour, ground in compositions(concept):
         name = f"{style}/{concept.icon}"
@@ -189,8 +189,34 @@ def pictures(
                 },
             )
         else:
-            row = {"text": concept.phrase, "captions": captions(concept.names, style), "weight": 1.0, **origin}
-            yield f"{name}.png", laid_on(raw), row
+            made = captions(concept.names, style, concept.also)
+            yield f"{name}.png", laid_on(raw), {"text": concept.phrase, "captions": made, "weight": 1.0, **origin}
+
+
+def scene_pictures(
+    trained: Sequence[Scene], style: str, icons: IconSet, draw: Render, plain: int
+) -> Iterator[tuple[str, Pixels, dict[str, Any]]]:
+    """Yield (file, pixels, manifest row) of every scene in one style. plain: pictures of one thing, of weight 1, that
+    a style has."""
+    cuts = {
+        icon: np.asarray(Image.open(io.BytesIO(draw(icons.svg(icon, CELL), CELL))).convert("RGBA"))
+        for icon in dict.fromkeys(thing.icon for scene in trained for thing in scene.things)
+    }
+    kinds = [scene.kind for scene in trained]
+    for scene in trained:
+        made = scene.captions(style)
+        yield (
+            f"{style}/{scene.name}.png",
+            laid_on(scene.drawn(cuts, SIDE)),
+            {
+                "text": next(iter(made)),
+                "captions": made,
+                "weight": round(SHARES[scene.kind] * plain / kinds.count(scene.kind), 6),
+                "things": [thing.icon for thing in scene.things] * max(1, scene.count),
+                **icons.origin,
+                "style": style,
+            },
+        )
 
 
 def laid_on(raw: Pixels, ground: tuple[int, int, int] = (255, 255, 255)) -> Pixels:

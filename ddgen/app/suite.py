@@ -4,7 +4,7 @@
 
 `build` makes it from the list of concepts; the rows that prompts/eval/*.jsonl hold are the fixed ones that figures are
 given for. Kinds: concept, unseen (words that no caption has), colour, background, count, pair, position, style, held-out
-(compositions that are never trained).
+(compositions that are never trained; so are all rows of the kinds count, pair and position).
 """
 
 import json
@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from ddgen.app.concepts import BACKGROUNDS, COLOURS, KEY, STYLES, Concept, concepts, held_out, with_article
+from ddgen.app.scenes import RELATIONS, Scene, scenes
 from ddgen.errors import InputError
 
 T = TypeVar("T")
 
 KINDS = ("concept", "unseen", "colour", "background", "count", "pair", "position", "style", "held-out")
-NUMBERS = {2: "two", 3: "three", 4: "four"}
 EACH = 12  # rows of the kinds that are made of combinations
-RELATIONS = ("left of", "above")
 
 # icon: words that people say and no caption has
 UNSEEN = {
@@ -57,7 +56,7 @@ def build(listed: Sequence[Concept] | None = None) -> list[Row]:
     rows += [
         Row(with_article(word), "unseen", (icon,))
         for icon, word in UNSEEN.items()
-        if icon in known and word not in known[icon].names
+        if icon in known and word not in known[icon].names + known[icon].also
     ]
     coloured = [(concept, colour) for concept in chosen if concept.recolour for colour in COLOURS]
     grounded = [(concept, ground) for concept in chosen for ground in BACKGROUNDS if ground != KEY]
@@ -67,17 +66,10 @@ def build(listed: Sequence[Concept] | None = None) -> list[Row]:
         make = _coloured if kind == "thing" else _grounded
         rows += [make(*pair, kind="colour" if kind == "thing" else "background") for pair in spaced(trained, 2 * EACH)]
         rows += [make(*pair, kind="held-out") for pair in spaced(held, EACH)]
-    singular = [concept for concept in chosen if not concept.names[0].endswith("!")]
-    for index, concept in enumerate(spaced(singular, EACH)):
-        number = 2 + index % 3
-        text = f"{NUMBERS[number]} {plural(concept.plain_name)}"
-        rows.append(Row(text, "count", (concept.icon,), count=number))
-    once, again = spaced(singular, 2 * EACH), spaced(singular[1:], 2 * EACH)
-    for a, b in zip(once[::2], once[1::2], strict=False):
-        rows.append(Row(f"{a.phrase} and {b.phrase}", "pair", (a.icon, b.icon)))
-    for index, (a, b) in enumerate(zip(again[::2], again[1::2], strict=False)):
-        relation = RELATIONS[index % len(RELATIONS)]
-        rows.append(Row(f"{a.phrase} {relation} {b.phrase}", "position", (a.icon, b.icon), relation=relation))
+    never = [scene for scene in scenes(chosen) if scene.held_out]
+    rows += [_scene(scene, "count") for scene in spaced([s for s in never if s.count], 2 * EACH)]
+    beside, placed = (spaced([s for s in never if s.relation in wanted], 2 * EACH) for wanted in (RELATIONS[:1], RELATIONS))
+    rows += [_scene(scene, "pair") for scene in beside] + [_scene(scene, "position") for scene in placed]
     for index, concept in enumerate(spaced(chosen, EACH)):
         style = list(STYLES)[index % len(STYLES)]
         rows.append(Row(f"{concept.phrase}, {style} style", "style", (concept.icon,), style=style))
@@ -92,20 +84,19 @@ def _grounded(concept: Concept, ground: str, *, kind: str) -> Row:
     return Row(f"{concept.phrase} on a {ground} background", kind, (concept.icon,), background=ground)
 
 
+def _scene(scene: Scene, kind: str) -> Row:
+    prompts = list(scene.captions(""))
+    icons = tuple(thing.icon for thing in scene.things)
+    if kind == "pair":
+        return Row(next(prompt for prompt in prompts if " and " in prompt), kind, icons)
+    return Row(prompts[0], kind, icons, count=scene.count, relation=scene.relation)
+
+
 def spaced(items: Sequence[T], count: int) -> list[T]:
     """Return `count` items at equal distances, all if there are fewer."""
     if len(items) <= count:
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
-
-
-def plural(name: str) -> str:
-    """Return "foxes", "cherries", "apples"."""
-    if name.endswith(("s", "x", "ch", "sh")):
-        return f"{name}es"
-    if name.endswith("y") and name[-2] not in "aeiou":
-        return f"{name[:-1]}ies"
-    return f"{name}s"
 
 
 def line(row: Row) -> str:

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddgen.app import augment
-from ddgen.app.concepts import BACKGROUNDS, COLOURS, Concept, with_article
+from ddgen.app.concepts import BACKGROUNDS, COLOURS, Concept, plural, with_article
 from ddgen.app.emoji import SEEN, Emoji
 from ddgen.app.fitting import fit
 from ddgen.app.stickers import dominant_hue, recolour
-from ddgen.app.suite import plural
 from ddgen.io.files import publish
 from ddgen.nets.image_tower import ImageTower, ImageTowerConfig, look
 

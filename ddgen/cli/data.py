@@ -45,7 +45,7 @@ def build(
         typer.Option(
             "--concepts",
             metavar="FILE",
-            help="What to draw: lines 'ICON | name, other name | recolour'. [those of the model that ships]",
+            help="What to draw, as ddgen/app/concepts.txt: lines 'ICON | name, other name | recolour scenes'. [those of the model that ships]",
             show_default=False,
         ),
     ] = None,
