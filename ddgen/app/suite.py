@@ -105,7 +105,7 @@ def line(row: Row) -> str:
 
 
 def read(paths: Sequence[Path]) -> Iterator[Row]:
-    """Yield the rows of files; a row with "concept" in place of "concepts" and no kind is of kind concept.
+    """Yield the rows of files.
 
     Raises:
         InputError: a file that cannot be read, or a line that is none.
@@ -124,9 +124,6 @@ def read(paths: Sequence[Path]) -> Iterator[Row]:
 
 
 def _row(record: dict[str, object]) -> Row:
-    if "concept" in record:
-        record = {"kind": "concept", **record, "concepts": [record["concept"]]}
-        del record["concept"]
     row = Row(**{**record, "concepts": tuple(record["concepts"])})  # type: ignore[arg-type]
     needs = {"count": row.count, "position": row.relation, "style": row.style, "colour": row.colour, "background": row.background}
     if row.kind not in KINDS or not row.concepts or not needs.get(row.kind, True):
