@@ -241,7 +241,7 @@ def test_the_whole_command_survives_kill(model, folder, tmp_path):
             "--report-every",
             "5",
             "--sheet-every",
-            "20",
+            "10",  # a sheet takes longer than the steps between: the signals below come in time
             "--progress",
             "none",
             "--device",
