@@ -85,6 +85,9 @@ def test_scaled_eighths_are_multiplied(threads, tmp_path):
     stored = Stored(header, Take(("w",)), (PIECE + 3,), scale="s")
     found = read_all({"w": stored}, dtype=torch.float32)["w"]
     assert torch.equal(found, small.float() * torch.tensor(0.37))
+    with Reader() as reader_:
+        alone = reader_.read(stored)
+    assert alone.dtype == torch.float32 and torch.equal(alone, found), "what a LoRA is added to is not rounded again"
 
 
 def test_a_file_that_is_cut_or_changed_meanwhile_is_told(threads, tmp_path, monkeypatch):

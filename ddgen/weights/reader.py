@@ -50,15 +50,16 @@ class Reader:
     def read(
         self, stored: Stored, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Return a tensor, converted to `dtype` if it holds floats (None: as stored).
+        """Return a tensor, converted to `dtype` if it holds floats (None: as stored; float32 what has a scale).
 
         Raises:
             ModelError: the file was changed since its header was read, or is shorter than it said.
         """
         kind = DTYPES[stored.dtype]
-        wanted = dtype if dtype is not None and kind.is_floating_point else kind
+        scaled = stored.scale is not None
+        wanted = _wanted(stored, dtype) if dtype is not None else torch.float32 if scaled else kind
         if _in_order(stored):
-            there = torch.device(device).type == "cpu"
+            there = torch.device(device).type == "cpu" and not scaled
             tensor = torch.empty(stored.shape, dtype=wanted if there else kind)
             self._fill(tensor.view(-1), stored)
         else:
@@ -186,7 +187,7 @@ def read_all(
 
 def _wanted(stored: Stored, dtype: torch.dtype) -> torch.dtype:
     kind = DTYPES[stored.dtype]
-    return dtype if kind.is_floating_point else kind
+    return dtype if kind.is_floating_point or stored.scale is not None else kind
 
 
 def _position(item: tuple[str, Stored]) -> tuple[str, int, str]:
