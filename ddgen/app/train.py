@@ -159,7 +159,7 @@ class Trainer:
         settings = self.settings
         losses: list[float] = []
         since, reported = time.monotonic(), self.step
-        while not self._over():
+        while not self.over():
             begun = time.monotonic()
             loss, gradient = self.advance()
             if not np.isfinite(loss):
@@ -170,10 +170,10 @@ class Trainer:
                 )
             losses.append(loss)
             self.seconds = self.processes.told(self.seconds + time.monotonic() - begun)
-            end = self._over()
+            end = self.over()
             if self.step % settings.save_every == 0 or end or self.stopping:
                 self.save()
-            if self.stopping:
+            if self.stopping and not end:
                 return
             if self.step % settings.report_every == 0 or end:
                 rate = self.size * (self.step - reported) / max(1e-9, time.monotonic() - since)
@@ -366,7 +366,8 @@ class Trainer:
         minutes = self.settings.minutes
         return max(self.step / self.settings.steps, 0.0 if minutes is None else self.seconds / (60 * minutes))
 
-    def _over(self) -> bool:
+    def over(self) -> bool:
+        """Return whether the budget is spent."""
         return self._progress() >= 1
 
     def _factor(self) -> float:

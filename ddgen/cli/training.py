@@ -101,7 +101,7 @@ def follow(
             console.detail(f"ddgen: step {report.step}, loss {report.loss:.4f}, fixed {report.fixed:.4f}")
     if board is not None:
         board.close()
-    if heard and trainer.stopping:
+    if heard and not trainer.over():
         console.say(f"ddgen: interrupted; step {trainer.step} is saved; run the same command to go on")
         process.end_by(heard[0])
 
