@@ -164,6 +164,22 @@ def test_recoloured_pictures_have_the_colour_and_keep_the_ground(packages):
         assert (stickers.laid_on(made)[0, 0] == 255).all()
 
 
+def test_a_dark_thing_takes_the_colour_in_its_dark_parts_and_keeps_the_rest():
+    raw = np.zeros((40, 40, 4), np.uint8)
+    raw[4:36, 4:36] = (45, 47, 52, 255)  # a dark body
+    raw[12:28, 12:28] = (250, 250, 250, 255)  # with a white belly
+    raw[30:34, 12:28] = (250, 160, 20, 255)  # and orange feet
+    assert stickers.body_hue(raw) is None
+    for colour, (wanted, _, _) in COLOURS.items():
+        made = stickers.recolour(raw, colour, None)
+        hue, saturation, value = Image.fromarray(made[6:7, 6:7, :3]).convert("HSV").getpixel((0, 0))
+        assert abs((hue / 256 * 360 - wanted + 180) % 360 - 180) < 12 and saturation > 100 and value > 140
+        assert np.array_equal(made[12:28, 12:28], raw[12:28, 12:28])
+        assert np.array_equal(made[30:34, 12:28], raw[30:34, 12:28])
+    raw[4:26, 4:36, :3] = (250, 160, 20)
+    assert abs(stickers.body_hue(raw) - 36) < 12
+
+
 def test_svg_takes_size_from_the_icon_and_follows_aliases(packages):
     icons = stickers.read_package(stickers.find_tarball(packages, STYLES["noto"]))
     assert 'viewBox="0 0 32 32" width="128"' in icons.svg("fox", 128)

@@ -44,6 +44,7 @@ from ddgen.io.files import publish
 
 SIDE = 128  # pixels
 PACK_SECONDS = 600
+DARK, DARKER = 115, 2.5  # the value (HSV, of 255) that counts as dark; so much more dark than coloured makes a thing dark
 
 Pixels = NDArray[np.uint8]
 Render = Callable[[str, int], bytes]
@@ -159,7 +160,7 @@ def pictures(
     """Yield (file, pixels, manifest row) of a concept in one style: as it is, recoloured, on backgrounds."""
     raw = np.asarray(Image.open(io.BytesIO(draw(icons.svg(concept.icon, SIDE), SIDE))).convert("RGBA"))
     origin = {**icons.origin, "icon": concept.icon, "style": style}
-    hue = dominant_hue(raw) if concept.recolour else 0.0
+    hue = body_hue(raw) if concept.recolour else None
     for colour, ground in compositions(concept):
         name = f"{style}/{concept.icon}"
         if colour is not None:
@@ -237,12 +238,28 @@ def dominant_hue(raw: Pixels) -> float:
     return float((2 * counts + np.roll(counts, 1) + np.roll(counts, -1)).argmax() * 10 + 5)
 
 
-def recolour(raw: Pixels, colour: str, hue: float) -> Pixels:
-    """Return an RGBA picture with the colours around `hue` (degrees) turned into another; the rest stays."""
+def body_hue(raw: Pixels) -> float | None:
+    """Return the dominant hue in degrees, or None of a thing that is far more dark than of any hue, as a penguin."""
+    hue = dominant_hue(raw)
+    h, s, v = np.moveaxis(_hsv(raw), -1, 0)
+    near = np.abs((h / 256 * 360 - hue + 180) % 360 - 180) < 50
+    opaque = raw[..., 3] > 127
+    dark, coloured = (opaque & (v < DARK)).sum(), (opaque & near & (s > 70) & (v >= DARK)).sum()
+    return None if dark > DARKER * coloured else hue
+
+
+def recolour(raw: Pixels, colour: str, hue: float | None) -> Pixels:
+    """Return an RGBA picture with the colours around `hue` (degrees) turned into another; the rest stays. Without a
+    hue what is dark is turned, and made bright."""
     target, saturate, brighten = COLOURS[colour]
     h, s, v = np.moveaxis(_hsv(raw), -1, 0)
-    away = (h / 256 * 360 - hue + 180) % 360 - 180
-    mask = np.clip((50 - np.abs(away)) / 15, 0, 1) * np.clip((s - 30) / 40, 0, 1)
+    if hue is None:
+        away = np.zeros_like(h)
+        mask = np.clip((DARK + 15 - v) / 30, 0, 1)
+        s, v = np.full_like(s, 205), 170 + 0.6 * v
+    else:
+        away = (h / 256 * 360 - hue + 180) % 360 - 180
+        mask = np.clip((50 - np.abs(away)) / 15, 0, 1) * np.clip((s - 30) / 40, 0, 1)
     turned = np.stack(
         [
             (target + 0.35 * away) % 360 / 360 * 256 % 256,

@@ -25,7 +25,7 @@ from ddgen.app import augment
 from ddgen.app.concepts import BACKGROUNDS, COLOURS, Concept, plural, with_article
 from ddgen.app.emoji import SEEN, Emoji
 from ddgen.app.fitting import fit
-from ddgen.app.stickers import dominant_hue, recolour
+from ddgen.app.stickers import body_hue, recolour
 from ddgen.io.files import publish
 from ddgen.nets.image_tower import ImageTower, ImageTowerConfig, look
 
@@ -153,7 +153,7 @@ class Draws:
         index = self.pictures[concept][rng.integers(len(self.pictures[concept]))]
         if (index, colour) not in self.kept:
             raw = self.emoji.pixels[index]
-            self.kept[index, colour] = recolour(raw, colour, dominant_hue(raw))
+            self.kept[index, colour] = recolour(raw, colour, body_hue(raw))
         return self.kept[index, colour]
 
 

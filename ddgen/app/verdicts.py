@@ -16,7 +16,7 @@ from ddgen.app import keying
 from ddgen.app.concepts import BACKGROUNDS
 from ddgen.app.judge import Judge, whole
 from ddgen.app.keying import Pixels
-from ddgen.app.stickers import dominant_hue, laid_on, recolour
+from ddgen.app.stickers import body_hue, laid_on, recolour
 from ddgen.app.suite import Row
 
 
@@ -103,7 +103,7 @@ def staged(row: Row, real: Mapping[tuple[str, str], Pixels], style: str) -> Pixe
     elif len(parts) > 2:
         spots = [(0.44, 0.26, 0.26), (0.44, 0.74, 0.26), (0.44, 0.26, 0.74), (0.44, 0.74, 0.74)]
     for part, (scale, x, y) in zip(parts, spots, strict=False):
-        raw = part if not row.colour else recolour(part, row.colour, dominant_hue(part))
+        raw = part if not row.colour else recolour(part, row.colour, body_hue(part))
         size = round(scale * side)
         image = Image.fromarray(raw).convert("RGBa").resize((size, size), Image.Resampling.BICUBIC).convert("RGBA")
         canvas.alpha_composite(image, (max(0, round(x * side - size / 2)), max(0, round(y * side - size / 2))))
