@@ -128,6 +128,10 @@ def unet_output(network: nn.Module, spec: Spec) -> torch.Tensor:
         ("sd1", "peft", "transformer"),
         ("sdxl", "kohya", "transformer"),
         ("sdxl", "peft", "attention"),
+        ("sd1", "kohya", "all"),
+        ("sd1", "peft", "all"),
+        ("sdxl", "kohya", "all"),
+        ("sdxl", "peft", "all"),
     ],
 )
 def test_diffusers_and_ddgen_load_what_was_trained(name, dialect, on, files, data, tmp_path):
@@ -181,6 +185,27 @@ def test_the_comparison_can_fail(files, data, tmp_path):
     ours = Pipeline.load(str(files["sd1"]), loras=[str(path)], device="cpu", dtype="float32")
     trained = unet_output(run.subject.averaged({k: v.double() for k, v in run.average.state.items()}), SPECS["sd1"])
     assert (unet_output(ours.denoiser.network, SPECS["sd1"]) - trained).abs().max() > 1e-3
+
+
+def test_a_convolution_left_askew_in_the_file_is_seen(files, data, tmp_path):
+    """So is a kernel that lies on its side: what convolutions learn reaches the file as it was trained."""
+    run = trainer(files["sd1"], data, tmp_path, on="all")
+    list(run.run())
+    path = tmp_path / "lora.safetensors"
+    tensors = load_file(path)
+    kernels = [key for key, value in tensors.items() if key.endswith("lora_down.weight") and value.shape[2:] == (3, 3)]
+    ups = [tensors[key.replace("lora_down", "lora_up")] for key in kernels]
+    assert len(kernels) == 2 * 8 + 2 and all(up.shape[2:] == (1, 1) for up in ups)
+    trained = unet_output(run.subject.averaged({k: v.double() for k, v in run.average.state.items()}), SPECS["sd1"])
+
+    def differs() -> float:
+        ours = Pipeline.load(str(files["sd1"]), loras=[str(path)], device="cpu", dtype="float32")
+        return float((unet_output(ours.denoiser.network, SPECS["sd1"]) - trained).abs().max())
+
+    assert differs() < 1e-5
+    tensors[kernels[0]] = tensors[kernels[0]].transpose(2, 3).contiguous()
+    save_tensors(path, tensors, {})
+    assert differs() > 1e-4
 
 
 @pytest.mark.parametrize("dialect", ["kohya", "peft"])

@@ -76,7 +76,8 @@ class WholeNetwork:
 
 
 class LowRankChange:
-    """LoRA on the attention layers (or all of the transformers) of the U-Net, and of the text towers.
+    """LoRA on the attention layers (or all of the transformers, or the convolutions too) of the U-Net, and of the
+    text towers.
 
     on: a name of lowrank.TARGETS. dialect: of the file, a name of lora_export.DIALECTS.
     """

@@ -68,7 +68,7 @@ def train(
         str, option("What to train: unet, first-stage (the autoencoder), or its decoder.", "--part", metavar="NAME")
     ] = "unet",
     lora: Annotated[
-        bool, typer.Option("--lora", help="Train a LoRA: low-rank changes of the attention layers.")
+        bool, typer.Option("--lora", help="Train a LoRA: low-rank changes of the attention layers, or of more.")
     ] = False,
     rank: Annotated[
         int | None, option("Rank of the LoRA. [8]", "--rank", metavar="N", min=1, max=1024, show_default=False)
@@ -80,7 +80,7 @@ def train(
     lora_on: Annotated[
         str | None,
         option(
-            "What the LoRA changes: attention, or transformer: feed-forward and projections too. [attention]",
+            "What the LoRA changes: attention; transformer: feed-forward and projections too; all: convolutions too. [attention]",
             "--lora-on",
             metavar="WHAT",
             show_default=False,

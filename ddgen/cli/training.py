@@ -133,7 +133,7 @@ def kind(
         if loose and not on:
             raise UsageError(f"--{loose[0]} goes with {owner}", f"add {owner}", id="usage.train")
     if lora:
-        choose("lora-on", of_lora["lora-on"] or "attention", ("attention", "transformer"))
+        choose("lora-on", of_lora["lora-on"] or "attention", ("attention", "transformer", "all"))
         choose("lora-format", of_lora["lora-format"] or "kohya", ("kohya", "peft"))
         return "lora"
     if embedding is not None and not (embedding.strip() and len(embedding.split()) == 1 and len(embedding) <= 64):

@@ -1,5 +1,7 @@
 """Low-rank changes of frozen layers, for training: y = W x + s B (A x), s = alpha / rank.
 
+Of a k x k convolution A is one of k x k too, with the layer's stride and padding, and B one of 1 x 1 ("LoCon").
+
 A layer keeps its class, its names and its weights: a change is attached to it and taken off again, so that what
 reads the network's state sees the base alone. A starts random and B at zero: training begins at the base model.
 Ref: Hu et al. 2021, arXiv 2106.09685, section 4.1.
@@ -17,13 +19,18 @@ from torch.nn import functional as F
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "mlp.fc1", "mlp.fc2")
-TARGETS = {"attention": ATTENTION, "transformer": ATTENTION + FEED_FORWARD}
+BLOCKS = ("in_layers.2", "out_layers.3", "emb_layers.1", "skip_connection", "op", "conv")
+TARGETS = {
+    "attention": ATTENTION,
+    "transformer": ATTENTION + FEED_FORWARD,
+    "all": ATTENTION + FEED_FORWARD + BLOCKS,
+}
 """Which layers are changed, by the ends of their names."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """down: A (rank, in) or (rank, in, 1, 1). up: B (out, rank) or (out, rank, 1, 1). scale: s."""
+    """down: A (rank, in) or (rank, in, k, k). up: B (out, rank) or (out, rank, 1, 1). scale: s."""
 
     down: Tensor
     up: Tensor
@@ -45,7 +52,7 @@ class LowRanks(nn.Module):
             ends = weight.shape[2:]
             made = nn.Module()
             made.down = nn.Parameter(weight.new_empty(rank, weight.shape[1], *ends, dtype=torch.float32))
-            made.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank, *ends, dtype=torch.float32))
+            made.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank, *[1] * len(ends), dtype=torch.float32))
             nn.init.kaiming_uniform_(made.down, a=math.sqrt(5))
             self.add_module(name.replace(".", "/"), made)
 
@@ -58,12 +65,11 @@ class LowRanks(nn.Module):
 
 
 def targets(network: nn.Module, ends: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Return the linear layers (1 x 1 convolutions among them) whose names end so, in order."""
+    """Return the linear layers and convolutions whose names end so, in order."""
     return {
         name: module
         for name, module in network.named_modules()
-        if name.endswith(tuple(f".{end}" for end in ends))
-        and (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)))
+        if name.endswith(tuple(f".{end}" for end in ends)) and isinstance(module, nn.Linear | nn.Conv2d)
     }
 
 
@@ -97,4 +103,5 @@ def _linear(layer: nn.Linear, factors: Factors, x: Tensor) -> Tensor:
 
 
 def _convolution(layer: nn.Conv2d, factors: Factors, x: Tensor) -> Tensor:
-    return type(layer).forward(layer, x) + factors.scale * F.conv2d(F.conv2d(x, factors.down), factors.up)
+    inner = F.conv2d(x, factors.down, None, layer.stride, layer.padding, layer.dilation)
+    return type(layer).forward(layer, x) + factors.scale * F.conv2d(inner, factors.up)

@@ -46,6 +46,8 @@ def _kohya(
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{alpha:g}",
     }
+    if any(down[0, 0].numel() > 1 for down, _ in pairs.values()):  # k x k convolutions: "LoCon"
+        metadata["ss_network_args"] = json.dumps({"conv_dim": str(rank), "conv_alpha": f"{alpha:g}"})
     base = _BASES.get(arch.unet.context_dim)
     if base is not None:
         metadata |= {"ss_base_model_version": base, "ss_v2": str(base == "sd_v2")}
