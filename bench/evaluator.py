@@ -1,9 +1,9 @@
 """Fit the evaluator that comes with ddgen (ddgen/models/judge.safetensors), and ask it about real pictures.
 
-    npm pack @iconify-json/{noto,noto-v1,twemoji,fluent-emoji-flat,fluent-emoji,emojione,fxemoji} emojibase-data
+    npm pack @iconify-json/{noto,noto-v1,twemoji,fluent-emoji-flat,fluent-emoji,emojione,fxemoji,streamline-emojis} emojibase-data
     python -m bench.evaluator PACKAGES [--kept FILE] [--into FILE]
 
-It is fitted to four sets and asked about the three that the generator is trained on, none of which it was shown: how often it
+It is fitted to five sets and asked about the three that the generator is trained on, none of which it was shown: how often it
 names the right one of the generator's things.
 """
 

@@ -1,6 +1,6 @@
 """Train the image tower that comes with ddgen (ddgen/models/sticker-image.safetensors).
 
-    npm pack @iconify-json/{noto,noto-v1,twemoji,fluent-emoji-flat,fluent-emoji,emojione,fxemoji} emojibase-data
+    npm pack @iconify-json/{noto,noto-v1,twemoji,fluent-emoji-flat,fluent-emoji,emojione,fxemoji,streamline-emojis} emojibase-data
     python -m bench.tower PACKAGES --out RUN [--drawn N] [--passes N] [--seconds S] [--into FILE]
 
 PACKAGES holds the tarballs. A run is continued where it stood; when it is done, the tower is written to FILE in float16 and

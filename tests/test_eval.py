@@ -157,6 +157,47 @@ def test_no_accuracy_where_the_evaluator_errs() -> None:
     assert "80% of 10" in text and text.count("no accuracy reported") == 1
 
 
+def test_held_out_and_trained_are_one_question_to_the_evaluator(court: verdicts.Court) -> None:
+    rows = [suite.Row("a", "background", ("square",), background="yellow"), suite.Row("b", "held-out-background", ("disc",), background="blue")]
+    checked = evaluate.check(court, rows)
+    assert checked["background"][1] == checked["ground"][1] == 2 * len(STYLES) and checked["ground"][0] == 2 * len(STYLES)
+    known = checked | {"concept": (10, 10), "background": (9, 10)}
+    assert evaluate.trusted(known, "held-out-background") and not evaluate.trusted(known, "colour")
+
+
+def test_the_ground_alone_needs_nobody_who_knows_the_thing(court: verdicts.Court) -> None:
+    row = suite.Row("a disc on a yellow background", "background", ("disc",), background="yellow")
+    cross = verdicts.staged(suite.Row("", "background", ("cross",), background="yellow"), court.real, "noto")
+    assert verdicts.answers(row, court.seen(row, cross)) == {"background": False, "ground": True}
+    white = verdicts.staged(suite.Row("", "concept", ("disc",)), court.real, "noto")
+    assert verdicts.answers(row, court.seen(row, white)) == {"background": False, "ground": False}
+    assert evaluate.trusted({"ground": (9, 10)}, "ground"), "though the evaluator knows no thing"
+    assert not evaluate.trusted({"ground": (8, 10)}, "ground")
+
+
+def test_a_real_picture_of_a_style_is_not_the_one_it_is_compared_with(court: verdicts.Court) -> None:
+    plain = verdicts.staged(suite.Row("", "concept", ("cross",)), court.real, "noto")
+    worn = verdicts.staged(suite.Row("", "style", ("cross",), style="noto"), court.real, "twemoji")
+    assert 2 < np.abs(plain.astype(int) - worn).mean() < 60
+
+
+def test_two_models_stand_side_by_side() -> None:
+    row, white = suite.Row("a disc", "concept", ("disc",)), on((255, 255, 255))
+    one = evaluate.Figures("one", right={"concept": (8, 10)}, shown=[(row, [white], ["disc"], None)])
+    two = evaluate.Figures("two", right={"concept": (3, 10)}, shown=[(row, [white], ["cross"], None)])
+    for item, made in ((one, 2.5), (two, 1.25)):
+        item.variety["a disc"] = made, 2.0, 16
+    checked = {"concept": (95, 100)}
+    table = list(report.lines([one, two], checked))
+    heading, first = (re.split(" {2,}", line.strip()) for line in table[:2])
+    assert heading == ["asked for", "evaluator on real pictures", "one", "two"]
+    assert first == ["concept", "95% of 100", "80% of 10 (49% to 94%)", "30% of 10 (11% to 60%)"]
+    assert ["Vendi score, 16 seeds: a disc", "2.00", "2.50", "1.25"] in [re.split(" {2,}", line) for line in table]
+    page = report.page([one, two], checked).decode()
+    assert page.count("a disc<br><span class=dim>one") == page.count("a disc<br><span class=dim>two") == 1
+    assert page.index("class=right") < page.index("class=wrong")
+
+
 def test_the_page_runs_nothing_and_shows_words_as_words() -> None:
     row = suite.Row("<script>alert(1)</script>", "concept", ("disc",))
     shown = [(row, [on((255, 255, 255))], ["<b>"], None)]
@@ -173,7 +214,7 @@ def test_the_suite_follows_the_list_and_keeps_the_held_out_apart() -> None:
     for row in rows:
         kind, word = ("thing", row.colour) if row.colour else ("background", row.background)
         if word:
-            assert held_out(row.concepts[0], word, kind) == (row.kind == "held-out")
+            assert held_out(row.concepts[0], word, kind) == row.kind.startswith("held-out")
     known = {concept.icon: concept for concept in concepts()}
     for row in rows:
         if row.kind in ("count", "pair", "position"):

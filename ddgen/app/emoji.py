@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,9 @@ UNSEEN = {
     "old noto": "@iconify-json/noto-v1",
     "emojione": "@iconify-json/emojione",
     "firefox": "@iconify-json/fxemoji",
+    "streamline": "@iconify-json/streamline-emojis",
 }
+DRAWINGS = 3  # of one thing in a set that numbers them, at most
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,24 @@ def read_labels(path: Path) -> list[Label]:
         ) from None
 
 
-def icon_name(icons: IconSet, label: Label) -> str | None:
-    """Return what a set calls a concept's icon; None where it has none. Some sets write names without hyphens."""
+def icon_names(icons: IconSet, label: Label, others: Collection[str] = ()) -> list[str]:
+    """Return what a set calls its drawings of a concept, none where it has none. Some sets write names without
+    hyphens, or "fox-face" for "fox", or number several drawings. others: names of other concepts."""
     known = icons.icons["icons"]
     aliases = icons.icons.get("aliases", {})
-    for name in (label.icon, label.icon.replace("-", "")):
-        if name in known or set(aliases.get(name, {})) == {"parent"}:
-            return name
-    return None
+
+    def there(name: str) -> bool:
+        return name in known or set(aliases.get(name, {})) == {"parent"}
+
+    for name in (label.icon, label.icon.replace("-", ""), f"{label.icon}-face"):
+        if name != label.icon and name in others:
+            continue
+        if there(name):
+            return [name]
+        numbered = [f"{name}-{i}" for i in range(1, DRAWINGS + 1) if there(f"{name}-{i}")]
+        if numbered:
+            return numbered
+    return []
 
 
 def render_all(packages: Path, draw: Render, told: Callable[[str, int], None] = lambda style, count: None) -> Emoji:
@@ -106,17 +118,16 @@ def render_all(packages: Path, draw: Render, told: Callable[[str, int], None] = 
     labels = read_labels(find_tarball(packages, LABELS))
     labels = list({label.icon: label for label in labels}.values())
     sets = {**SEEN, **UNSEEN}
+    slugs = {label.icon for label in labels}
     pixels, concept, style = [], [], []
     for number, (word, package) in enumerate(sets.items()):
         icons = read_package(find_tarball(packages, package))
         for index, label in enumerate(labels):
-            name = icon_name(icons, label)
-            if name is None:
-                continue
-            raw = Image.open(io.BytesIO(draw(icons.svg(name, SIDE), SIDE))).convert("RGBA")
-            pixels.append(np.asarray(raw.resize((SIDE, SIDE)) if raw.size != (SIDE, SIDE) else raw))
-            concept.append(index)
-            style.append(number)
+            for name in icon_names(icons, label, slugs):
+                raw = Image.open(io.BytesIO(draw(icons.svg(name, SIDE), SIDE))).convert("RGBA")
+                pixels.append(np.asarray(raw.resize((SIDE, SIDE)) if raw.size != (SIDE, SIDE) else raw))
+                concept.append(index)
+                style.append(number)
         told(word, style.count(number))
     return Emoji(tuple(labels), tuple(sets), np.stack(pixels), np.array(concept), np.array(style))
 

@@ -4,7 +4,8 @@
           -> features -> precision, recall, density, coverage, novelty; Vendi score of many seeds of one prompt
 
 No accuracy is given for a kind on which the evaluator is right less often than TRUSTED on real pictures put together for the
-same rows, nor for any if it does not know the things themselves. It was shown none of these pictures.
+same rows, nor for any if it does not know the things themselves. It was shown none of these pictures. What is held out from
+the models is the same question to the evaluator as what is not, so both are checked as one.
 """
 
 import json
@@ -23,7 +24,7 @@ from ddgen.app.keying import Pixels
 from ddgen.app.pipeline import Pipeline
 from ddgen.app.scoring import Scorer
 from ddgen.app.sheet import draw
-from ddgen.app.suite import KINDS, Row, spaced
+from ddgen.app.suite import HELD_OUT, KINDS, Row, spaced
 from ddgen.errors import InputError
 
 TRUSTED = 0.9
@@ -66,20 +67,33 @@ def read_real(folder: Path) -> Real:
 
 
 def check(court: verdicts.Court, rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
-    """Return by kind how often the evaluator is right about real pictures put together for the rows, and of how many."""
+    """Return by question how often the evaluator is right about real pictures put together for the rows, and of how many."""
     found: dict[str, tuple[int, int]] = {}
     for row in rows:
         for style in [row.style] if row.style else STYLES:
             picture = verdicts.staged(row, court.real, style)
             if picture is not None:
-                right, total = found.get(row.kind, (0, 0))
-                found[row.kind] = right + court.right(row, picture), total + 1
+                answers = verdicts.answers(row, court.seen(row, picture))
+                count(found, {question(kind): good for kind, good in answers.items()})
     return found
+
+
+def question(kind: str) -> str:
+    """Return the kind as the evaluator is asked: what was held out is the same to it."""
+    return kind.removeprefix(HELD_OUT)
+
+
+def count(found: dict[str, tuple[int, int]], answers: dict[str, bool]) -> None:
+    """Add the answers about one picture to (right, total) by kind."""
+    for kind, good in answers.items():
+        right, total = found.get(kind, (0, 0))
+        found[kind] = right + good, total + 1
 
 
 def trusted(checked: dict[str, tuple[int, int]], kind: str) -> bool:
     """Return whether an accuracy of a kind may be given."""
-    return all(right >= TRUSTED * total > 0 for right, total in (checked.get("concept", (0, 0)), checked.get(kind, (0, 0))))
+    needed = (kind,) if kind == verdicts.GROUND else ("concept", question(kind))  # the ground's colour names no thing
+    return all(right >= TRUSTED * total > 0 for right, total in (checked.get(one, (0, 0)) for one in needed))
 
 
 @dataclass
@@ -141,8 +155,8 @@ def evaluate(
     for index, row in enumerate(rows):
         own = pictures[index * len(seeds) : (index + 1) * len(seeds)]
         seen = [court.seen(row, picture) for picture in own]
-        right, total = found.right.get(row.kind, (0, 0))
-        found.right[row.kind] = right + seen.count(verdicts.wanted(row)), total + len(own)
+        for words in seen:
+            count(found.right, verdicts.answers(row, words))
         scores += (scorer.pictures(own) @ scorer.texts([row.prompt])[0]).tolist()
         nearest = None
         if row.kind == "concept":
@@ -181,4 +195,4 @@ def court_of(judge: Judge, real: Real) -> verdicts.Court:
 
 def ordered(kinds: dict[str, Any]) -> list[str]:
     """Return the kinds that there are, in the suite's order."""
-    return [kind for kind in KINDS if kind in kinds]
+    return [kind for kind in (*KINDS, verdicts.GROUND) if kind in kinds]

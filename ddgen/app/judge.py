@@ -1,4 +1,4 @@
-"""The evaluator: which thing does a cut-out picture show? It has seen four emoji sets that no generator is shown.
+"""The evaluator: which thing does a cut-out picture show? It has seen five emoji sets that no generator is shown.
 
     seen = look(picture on white), whitened by the scatter inside pictures' own variants (linear discriminants)
     score(concept) = cos(seen, mean of the concept) + the largest cos(seen, one of its pictures)
@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ddgen.app import augment
+from ddgen.app.concepts import BACKGROUNDS, KEY
 from ddgen.app.emoji import UNSEEN, Emoji
-from ddgen.app.keying import Keyed, Pixels, fitted
+from ddgen.app.keying import SIDE, Keyed, Pixels, fitted, key
+from ddgen.app.stickers import laid_on
 from ddgen.errors import ModelError
 from ddgen.nets.image_tower import look
 from ddgen.weights.checkpoint import Reader, save_tensors
@@ -28,9 +31,11 @@ from ddgen.weights.keymap import Take
 from ddgen.weights.split import Stored
 
 FILE = Path(__file__).resolve().parents[1] / "models" / "judge.safetensors"
-KEY = "ddgen_judge"
+HEADER = "ddgen_judge"
 VARIANTS = 12  # of each picture while fitting: as it is, moved, moved with other hues, and again
-RIDGE = 1.0  # of the mean variance
+KEYED = 4  # further ones, laid on coloured grounds and cut out again as a made picture is
+GROUNDS = tuple(colour for name, colour in BACKGROUNDS.items() if name != KEY)
+RIDGE = 3.0  # of the mean variance
 
 
 @dataclass
@@ -89,9 +94,11 @@ def fit(emoji: Emoji, listed: Sequence[str], seed: int = 0) -> Judge:
         if number % 3 == 2:
             turn = rng.uniform(-np.pi, np.pi, len(x)).astype(np.float32)
             x = torch.cat([augment.turned_hue(x[:, :3], torch.from_numpy(turn)).clamp(0, 1), x[:, 3:]], 1)
-        x = augment.worn(augment.on_ground(x, np.full((1, 3), 255, np.float32)), rng)
-        rows.append(torch.cat([look(2 * piece - 1) for piece in x.split(128)]))
-    seen = torch.stack(rows)  # (VARIANTS, N, SEEN)
+        rows.append(_seen(x, rng))
+    for number in range(KEYED):
+        x = augment.premultiplied(np.stack([_cut_out(raw, rng) for raw in part.pixels]))
+        rows.append(_seen(augment.moved(x, rng, (0.9, 1.08), 0.06, 0.15) if number else x, rng))
+    seen = torch.stack(rows)  # (VARIANTS + KEYED, N, SEEN)
     flat, concept = seen.flatten(0, 1), torch.from_numpy(part.concept)
     mean, deviation = flat.mean(0), flat.std(0) + 1e-3
     z = (seen - mean) / deviation
@@ -109,14 +116,30 @@ def fit(emoji: Emoji, listed: Sequence[str], seed: int = 0) -> Judge:
     directions, _ = torch.linalg.qr(whitened)
     whiten = torch.linalg.solve_triangular(lower.T, directions, upper=True)
     pictures = F.normalize((z @ whiten).flatten(0, 1), dim=1)
-    return Judge(tuple(part.labels[i].icon for i in used), mean, deviation, whiten, pictures, own.repeat(VARIANTS))
+    return Judge(tuple(part.labels[i].icon for i in used), mean, deviation, whiten, pictures, own.repeat(len(rows)))
+
+
+def _seen(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return what is seen of RGBA pictures on white, worn."""
+    x = augment.worn(augment.on_ground(x, np.full((1, 3), 255, np.float32)), rng)
+    return torch.cat([look(2 * piece - 1) for piece in x.split(128)])
+
+
+def _cut_out(raw: Pixels, rng: np.random.Generator) -> Pixels:
+    """Return an RGBA picture laid on one of the coloured grounds, as large as things are drawn, and cut out again."""
+    side = round(2 * SIDE * rng.uniform(0.85, 1.0))
+    canvas = Image.new("RGBA", (2 * SIDE, 2 * SIDE))
+    scaled = Image.fromarray(raw).convert("RGBa").resize((side, side), Image.Resampling.BICUBIC).convert("RGBA")
+    canvas.paste(scaled, (SIDE - side // 2, SIDE - side // 2))
+    ground = GROUNDS[rng.integers(len(GROUNDS))]
+    return whole(key(laid_on(np.asarray(canvas), ground)))
 
 
 def save(judge: Judge, path: Path) -> int:
     """Write a judge; return the size in bytes."""
     tensors = {"mean": judge.mean, "deviation": judge.deviation, "whiten": judge.whiten, "pictures": judge.pictures}
     stored = {name: value.half().contiguous() for name, value in tensors.items()}
-    return save_tensors(path, stored | {"concept": judge.concept.int()}, {KEY: json.dumps(judge.icons), "licence": "Apache-2.0"})
+    return save_tensors(path, stored | {"concept": judge.concept.int()}, {HEADER: json.dumps(judge.icons), "licence": "Apache-2.0"})
 
 
 def load(path: Path = FILE) -> Judge:
@@ -126,11 +149,11 @@ def load(path: Path = FILE) -> Judge:
         ModelError: a missing or damaged file, or one of another kind.
     """
     header = read_header(path)
-    if KEY not in header.metadata:
+    if HEADER not in header.metadata:
         raise ModelError(f"'{path}' holds no evaluator", "install ddgen again", id="model.judge")
     with Reader() as reader:
         found = {
             name: reader.read(Stored(header, Take((name,)), info.shape)) for name, info in header.tensors.items()
         }
     concept = found.pop("concept").long()
-    return Judge(tuple(json.loads(header.metadata[KEY])), **{name: value.float() for name, value in found.items()}, concept=concept)
+    return Judge(tuple(json.loads(header.metadata[HEADER])), **{name: value.float() for name, value in found.items()}, concept=concept)

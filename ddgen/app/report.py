@@ -1,4 +1,4 @@
-"""The report of an evaluation: one page that needs nothing else and runs nothing.
+"""The report of an evaluation, the models side by side: as text, and as one page that needs nothing else and runs nothing.
 
 Every text goes through html.escape, pictures are data, and a Content-Security-Policy forbids scripts and connections.
 """
@@ -12,7 +12,7 @@ from importlib.resources import files
 from PIL import Image
 
 from ddgen.app import verdicts
-from ddgen.app.evaluate import Figures, ordered, trusted
+from ddgen.app.evaluate import Figures, ordered, question, trusted
 from ddgen.app.keying import Pixels
 from ddgen.app.metrics import interval
 
@@ -25,37 +25,59 @@ def page(figures: Sequence[Figures], checked: dict[str, tuple[int, int]]) -> byt
     return "".join((head, *_tables(figures, checked), *_pictures(figures), "</body></html>\n")).encode()
 
 
-def _tables(figures: Sequence[Figures], checked: dict[str, tuple[int, int]]) -> Iterator[str]:
-    yield "<h1>ddgen eval</h1><h2>Does it follow the prompt?</h2>"
-    yield _line("th", ["", "evaluator on real pictures", *(item.model for item in figures)], opening="<table>")
+def lines(figures: Sequence[Figures], checked: dict[str, tuple[int, int]]) -> Iterator[str]:
+    """Yield the tables as text, the models side by side."""
+    for table in (_follows(figures, checked), _varies(figures)):
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        for row in table:
+            yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        yield ""
+
+
+def _follows(figures: Sequence[Figures], checked: dict[str, tuple[int, int]]) -> list[list[str]]:
+    """Return a heading and a row for each kind of the suite."""
+    table = [["asked for", "evaluator on real pictures", *(item.model for item in figures)]]
     kinds = {kind: None for item in figures for kind in item.right}
     for kind in ordered(kinds):
-        right, total = checked.get(kind, (0, 0))
+        right, total = checked.get(question(kind), (0, 0))
         own = f"{right / total:.0%} of {total}" if total else "not checked"
-        yield _line("td", [kind, own, *(_accuracy(item.right.get(kind, (0, 0)), trusted(checked, kind)) for item in figures)])
-    yield "</table><p class=dim>In brackets: the 95 % interval (Wilson). Where the evaluator is right on less than 90 % of real pictures, "
+        known = trusted(checked, kind)
+        table.append([kind, own, *(_accuracy(item.right.get(kind, (0, 0)), known) for item in figures)])
+    return table
+
+
+def _varies(figures: Sequence[Figures]) -> list[list[str]]:
+    """Return a heading and a row for each measure of variety and likeness; what each means: docs/training.md."""
+    first = figures[0]
+    table = [["measure", "training pictures", *(item.model for item in figures)]]
+    for name in ("precision", "recall", "density", "coverage"):
+        table.append([name, "", *("-" if item.prdc is None else f"{getattr(item.prdc, name):.2f}" for item in figures)])
+    table += [
+        ["distance inside a prompt, or a thing", f"{first.intra_real:.3f}", *(f"{item.intra:.3f}" for item in figures)],
+        ["nearer than their 1st percentile", "1%", *(f"{item.copies:.0%}" for item in figures)],
+        ["CLIP score (embedded scorer)", "", *(f"{item.clip:.3f}" for item in figures)],
+    ]
+    for prompt, (_, real, seeds) in first.variety.items():
+        made = [f"{item.variety[prompt][0]:.2f}" for item in figures]
+        table.append([f"Vendi score, {seeds} seeds: {prompt}", f"{real:.2f}", *made])
+    return table
+
+
+def _tables(figures: Sequence[Figures], checked: dict[str, tuple[int, int]]) -> Iterator[str]:
+    yield f"<h1>ddgen eval: {escape(', '.join(item.model for item in figures))}</h1><h2>Does it follow the prompt?</h2>"
+    yield from _table(_follows(figures, checked))
+    yield "<p class=dim>In brackets: the 95 % interval (Wilson). Where the evaluator is right on less than 90 % of real pictures, "
     yield "no accuracy is reported. It was trained on emoji sets that the models were never shown.</p>"
     yield "<h2>Does it vary, and is it more than a copy?</h2>"
-    yield _line("th", ["", *(item.model for item in figures)], opening="<table>")
-    measures = {
-        "precision": lambda item: "-" if item.prdc is None else f"{item.prdc.precision:.2f}",
-        "recall": lambda item: "-" if item.prdc is None else f"{item.prdc.recall:.2f}",
-        "density": lambda item: "-" if item.prdc is None else f"{item.prdc.density:.2f}",
-        "coverage": lambda item: "-" if item.prdc is None else f"{item.prdc.coverage:.2f}",
-        "distance of two pictures of one prompt": lambda item: f"{item.intra:.3f} (training pictures of one thing: {item.intra_real:.3f})",
-        "nearer to a training picture than the 1st percentile among these": lambda item: f"{item.copies:.0%}",
-        "CLIP score (embedded scorer)": lambda item: f"{item.clip:.3f}",
-        "Vendi score of one prompt": lambda item: "; ".join(
-            f"{prompt}: {made:.2f} of {seeds} seeds (training: {real:.2f})" for prompt, (made, real, seeds) in item.variety.items()
-        ),
-    }
-    for name, read in measures.items():
-        yield _line("td", [name, *(read(item) for item in figures)])
+    yield from _table(_varies(figures))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield "<table>"
+    for number, row in enumerate(rows):
+        cell = "td" if number else "th"
+        yield "<tr>" + "".join(f"<{cell} class=n>{escape(text)}</{cell}>" for text in row) + "</tr>"
     yield "</table>"
-
-
-def _line(cell: str, texts: Sequence[str], opening: str = "") -> str:
-    return f"{opening}<tr>" + "".join(f"<{cell} class=n>{escape(text)}</{cell}>" for text in texts) + "</tr>"
 
 
 def _accuracy(counts: tuple[int, int], known: bool) -> str:
@@ -69,14 +91,16 @@ def _accuracy(counts: tuple[int, int], known: bool) -> str:
 
 
 def _pictures(figures: Sequence[Figures]) -> Iterator[str]:
-    for item in figures:
-        yield f"<h2>{escape(item.model)}</h2>"
-        before = ""
-        for row, pictures, seen, nearest in item.shown:
-            if row.kind != before:
-                before = row.kind
-                yield f"<h3>{escape(row.kind)}</h3>"
-            yield f"<div class=row><p>{escape(row.prompt)}</p>"
+    """Yield the pictures by row of the suite, one model's under the other's."""
+    before = ""
+    for same_row in zip(*(item.shown for item in figures), strict=True):
+        row = same_row[0][0]
+        if row.kind != before:
+            before = row.kind
+            yield f"<h3>{escape(row.kind)}</h3>"
+        for item, (_, pictures, seen, nearest) in zip(figures, same_row, strict=True):
+            of = f"<br><span class=dim>{escape(item.model)}</span>" if len(figures) > 1 else ""
+            yield f"<div class=row><p>{escape(row.prompt)}{of}</p>"
             for picture, found in zip(pictures, seen, strict=True):
                 good = found == verdicts.wanted(row)
                 yield _figure(picture, "" if good else found, "right" if good else "wrong")

@@ -3,8 +3,8 @@
     {"prompt": "a fox on a blue background", "kind": "background", "concepts": ["fox"], "background": "blue"}
 
 `build` makes it from the list of concepts; the rows that prompts/eval/*.jsonl hold are the fixed ones that figures are
-given for. Kinds: concept, unseen (words that no caption has), colour, background, count, pair, position, style, held-out
-(compositions that are never trained; so are all rows of the kinds count, pair and position).
+given for. Kinds: concept, unseen (words that no caption has), colour, background, the same held out (never trained, as are
+all rows of the kinds count, pair and position), style.
 """
 
 import json
@@ -19,7 +19,10 @@ from ddgen.errors import InputError
 
 T = TypeVar("T")
 
-KINDS = ("concept", "unseen", "colour", "background", "count", "pair", "position", "style", "held-out")
+HELD_OUT = "held-out-"
+KINDS = (
+    "concept", "unseen", "colour", f"{HELD_OUT}colour", "background", f"{HELD_OUT}background", "count", "pair", "position", "style",
+)  # fmt: skip
 EACH = 12  # rows of the kinds that are made of combinations
 
 # icon: words that people say and no caption has
@@ -63,14 +66,14 @@ def build(listed: Sequence[Concept] | None = None) -> list[Row]:
     for kind, pairs in (("thing", coloured), ("background", grounded)):
         trained = [pair for pair in pairs if not held_out(pair[0].icon, pair[1], kind)]
         held = [pair for pair in pairs if held_out(pair[0].icon, pair[1], kind)]
-        make = _coloured if kind == "thing" else _grounded
-        rows += [make(*pair, kind="colour" if kind == "thing" else "background") for pair in spaced(trained, 2 * EACH)]
-        rows += [make(*pair, kind="held-out") for pair in spaced(held, EACH)]
+        make, called = (_coloured, "colour") if kind == "thing" else (_grounded, "background")
+        rows += [make(*pair, kind=called) for pair in spaced(trained, 2 * EACH)]
+        rows += [make(*pair, kind=HELD_OUT + called) for pair in spaced(held, 2 * EACH)]
     never = [scene for scene in scenes(chosen) if scene.held_out]
     rows += [_scene(scene, "count") for scene in spaced([s for s in never if s.count], 2 * EACH)]
     beside, placed = (spaced([s for s in never if s.relation in wanted], 2 * EACH) for wanted in (RELATIONS[:1], RELATIONS))
     rows += [_scene(scene, "pair") for scene in beside] + [_scene(scene, "position") for scene in placed]
-    for index, concept in enumerate(spaced(chosen, EACH)):
+    for index, concept in enumerate(spaced(chosen, 2 * EACH)):
         style = list(STYLES)[index % len(STYLES)]
         rows.append(Row(f"{concept.phrase}, {style} style", "style", (concept.icon,), style=style))
     return rows
@@ -126,7 +129,7 @@ def read(paths: Sequence[Path]) -> Iterator[Row]:
 def _row(record: dict[str, object]) -> Row:
     row = Row(**{**record, "concepts": tuple(record["concepts"])})  # type: ignore[arg-type]
     needs = {"count": row.count, "position": row.relation, "style": row.style, "colour": row.colour, "background": row.background}
-    if row.kind not in KINDS or not row.concepts or not needs.get(row.kind, True):
+    if row.kind not in KINDS or not row.concepts or not needs.get(row.kind.removeprefix(HELD_OUT), True):
         raise ValueError(row.kind)
     if (len(row.concepts) > 1) != (row.kind in ("pair", "position")) or row.relation not in ("", *RELATIONS):
         raise ValueError(row.concepts)

@@ -2,7 +2,7 @@
 
     cos(image(picture), text(caption)) high for a picture and its caption, low for the captions of the others
 
-Pictures are emoji of six sets: on white, on coloured grounds, recoloured, two beside or above one another, and one to four
+Pictures are emoji of all sets but one: on white, on coloured grounds, recoloured, two beside or above one another, and one to four
 of a kind, each with the caption that says so. A batch holds several pictures of one concept, told apart only by
 colour, ground, style, order or number, so that these must be read as well as the concept. What the fixed eye sees of
 a batch is kept in a file; the head is fitted to these in many passes. The loss is open_clip's. Ref: Radford et al. 2021, arXiv 2103.00020, Fig. 3; Zhai et al. 2022, arXiv 2111.07991 (LiT).

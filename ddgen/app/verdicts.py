@@ -4,13 +4,14 @@
     colour, background       that, and most of the thing's colour, or the ground, has the colour
     count                    so many things, most of which are the right one
     pair, position           the two largest things are the two, in order
+    ground                   what stands behind has the colour, whatever the thing is taken for; read off the frame, not judged
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from ddgen.app import keying
 from ddgen.app.concepts import BACKGROUNDS
@@ -18,6 +19,11 @@ from ddgen.app.judge import Judge, whole
 from ddgen.app.keying import Pixels
 from ddgen.app.stickers import body_hue, laid_on, recolour
 from ddgen.app.suite import Row
+
+
+BLUR = 1.0  # pixels of 128
+TILTED = (1.1, 0.1, -12.8, -0.1, 1.1, 0.0)  # a tenth smaller, turned by 5 degrees: out to in, in pixels of 128
+GROUND = "ground"  # asked of all rows with a background, besides their own kind
 
 
 @dataclass
@@ -30,7 +36,7 @@ class Court:
 
     def right(self, row: Row, picture: Pixels) -> bool:
         """Return whether a picture (H, W, 3) shows what the row says."""
-        return self.seen(row, picture) == wanted(row)
+        return answers(row, self.seen(row, picture))[row.kind]
 
     def seen(self, row: Row, picture: Pixels) -> str:
         """Return what a picture shows of what the row asks, in the words of `wanted`."""
@@ -86,9 +92,17 @@ def wanted(row: Row) -> str:
     return " ".join(found)
 
 
+def answers(row: Row, seen: str) -> dict[str, bool]:
+    """Return by kind whether what was seen in a picture is right."""
+    found = {row.kind: seen == wanted(row)}
+    if row.background:
+        found[GROUND] = f" on {row.background}" in seen
+    return found
+
+
 def staged(row: Row, real: Mapping[tuple[str, str], Pixels], style: str) -> Pixels | None:
     """Return the picture that the row asks for, put together of real cut-outs (RGBA) in one style; None where one is
-    missing. The evaluator is asked about these first."""
+    missing. The evaluator is asked about these first. Where it asks for a style, somewhat blurred and turned."""
     style = row.style or style
     parts = [real.get((icon, style)) for icon in row.concepts]
     if any(part is None for part in parts):
@@ -105,7 +119,12 @@ def staged(row: Row, real: Mapping[tuple[str, str], Pixels], style: str) -> Pixe
     for part, (scale, x, y) in zip(parts, spots, strict=False):
         raw = part if not row.colour else recolour(part, row.colour, body_hue(part))
         size = round(scale * side)
-        image = Image.fromarray(raw).convert("RGBa").resize((size, size), Image.Resampling.BICUBIC).convert("RGBA")
+        image = Image.fromarray(raw).convert("RGBa").resize((size, size), Image.Resampling.BICUBIC)
+        if row.style:  # else it would be asked which of three pictures is equal to one of them
+            image = image.filter(ImageFilter.GaussianBlur(BLUR))
+        image = image.convert("RGBA")
+        if row.style:
+            image = image.transform(image.size, Image.Transform.AFFINE, TILTED, Image.Resampling.BILINEAR)
         canvas.alpha_composite(image, (max(0, round(x * side - size / 2)), max(0, round(y * side - size / 2))))
     ground = BACKGROUNDS[row.background] if row.background else (255, 255, 255)
     return np.asarray(laid_on(np.asarray(canvas), ground))

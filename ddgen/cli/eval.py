@@ -1,6 +1,7 @@
 """`ddgen eval MODEL...`: figures of models on a fixed suite of prompts, as a page with the pictures."""
 
 import json as jsons
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -62,8 +63,8 @@ def evaluate(
     The judge was trained on emoji sets that the embedded model never saw, and is asked about real pictures first.
     """
     console.configure(color=color if color is not None else "auto", quiet=quiet, verbose=0, json=json)
-    found = settings.read_flag("--seed", seed, settings.seeds) if seed is not None else (0, 1, 2, 3)
-    seeds = found if isinstance(found, tuple) else (found,)
+    asked = settings.read_flag("--seed", seed, settings.seeds) if seed is not None else (0, 1, 2, 3)
+    seeds = asked if isinstance(asked, tuple) else (asked,)
     many = 16 if variety is None else settings.read_flag("--variety", variety, settings.whole)
     if many < 0 or many == 1:
         raise UsageError(f"--variety {many} compares nothing", "use 2 or more, or 0 for none", id="usage.range")
@@ -72,6 +73,8 @@ def evaluate(
 
     rows = suites.build() if suite is None else list(suites.read(suite))
     specs = [registry.find(model) for model in models]  # an unknown name is told before anything is made
+    names = [spec.name for spec in specs]
+    labels = [name if names.count(name) == 1 else model for name, model in zip(names, models, strict=True)]
     targets = [output / "report.html", output / "figures.json"]
     files.probe_directory(output)
     for target in targets:
@@ -92,9 +95,10 @@ def evaluate(
     figures = []
     total = len(specs) * work.pictures_to_make(rows, seeds, many)
     with make_progress(progress if progress is not None else "auto", total, "pictures") as bar:
-        for spec in specs:
+        for called, spec in zip(labels, specs, strict=True):
             pipeline = assemble(spec, device=device or "auto", dtype=dtype or "auto")
-            figures.append(work.evaluate(pipeline, rows, seeds, court, real, scorer, variety=many, told=bar.advance))
+            found = work.evaluate(pipeline, rows, seeds, court, real, scorer, variety=many, told=bar.advance)
+            figures.append(replace(found, model=called))
     shares = {kind: {"right": right, "of": of} for kind, (right, of) in checked.items()}
     plain = {"evaluator": shares, "models": [item.plain(checked) for item in figures]}
     files.publish(targets[1], (jsons.dumps(plain, indent=1) + "\n").encode(), force=force)
@@ -102,10 +106,6 @@ def evaluate(
     if json:
         console.out_json({"type": "eval", "report": str(targets[0]), **plain})
         return
-    for item in plain["models"]:
-        said = ", ".join(
-            f"{kind} {share['accuracy']:.0%}" if share["accuracy"] is not None else f"{kind} no accuracy reported"
-            for kind, share in item["follows"].items()  # type: ignore[index]
-        )
-        console.say(f"ddgen: {item['model']}: {said}")  # type: ignore[index]
+    for line in report.lines(figures, checked):
+        console.say(line)
     console.out(str(targets[0]))
