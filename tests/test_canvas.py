@@ -30,6 +30,18 @@ def block(height: int, width: int, top: int, left: int, bottom: int, right: int)
     return mask
 
 
+@pytest.mark.parametrize(("size", "ring"), [((75, 50), "xy"), ((75, 50), "x"), ((12, 9), "y"), ((45, 20), "xy")])
+def test_where_ends_meet_a_resized_picture_looks_round_them(size: tuple[int, int], ring: str) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    width, height = size
+    times = tuple(3 if axis in ring else 1 for axis in "yx")
+    many = canvas.resize(np.tile(picture, (*times, 1)), width * times[1], height * times[0])
+    down, across = (length if count == 3 else 0 for length, count in ((height, times[0]), (width, times[1])))
+    expected = many[down : down + height, across : across + width]
+    assert np.array_equal(canvas.resize(picture, width, height, ring), expected)
+    assert not np.array_equal(canvas.resize(picture, width, height), expected), "without, the end is an edge"
+
+
 def test_fitting() -> None:
     picture = np.zeros((40, 80, 3), np.uint8)
     picture[:, 40:] = 200

@@ -33,7 +33,7 @@ from ddgen.io import images
 from ddgen.nets.config import UNetConfig
 from ddgen.nets.controlnet import ControlNet
 from ddgen.nets.unet import UNet
-from ddgen.request import Edit
+from ddgen.request import Edit, Job
 from ddgen.weights.control import control_part, load_control
 
 __all__ = ["in_double", "vocabulary"]
@@ -268,23 +268,56 @@ def test_edges_are_thin_and_where_the_picture_has_them() -> None:
     assert control_map(picture, "map") is picture
 
 
-def test_a_control_from_its_file_to_the_picture(tmp_path: Path) -> None:
+def steered(folder: Path, steps: int) -> tuple[Pipeline, list[Job], ControlNet, Path, np.ndarray]:
+    """Return a pipeline, a job, a ControlNet with the file it is in, and a picture for it."""
     from safetensors.torch import save_file
-
-    from ddgen.app import verbs
-    from ddgen.app.pipeline import run
 
     family = FAMILIES["sd1 ddim"]
     pipeline = build(family)
     pipeline.denoiser.dtype = torch.float64
     network = redraw(ControlNet(pipeline.spec.arch.unet).double().eval(), 5)
-    save_file(network.state_dict(), tmp_path / "c.safetensors")
+    save_file(network.state_dict(), folder / "c.safetensors")
     picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    jobs = [replace(jobs_of(family, pipeline)[0], steps=steps)]
+    return pipeline, jobs, network, folder / "c.safetensors", picture
+
+
+@pytest.mark.parametrize("tile", ["", "x"])
+def test_window_by_window_a_control_reads_what_is_under_the_window(tmp_path: Path, tile: str) -> None:
+    from ddgen.app import control, verbs
+
+    pipeline, (job,), _, path, picture = steered(tmp_path, steps=2)
+    wide = np.concatenate([picture, picture[::-1], picture[:, ::-1]], 1)
+    read: list[Tensor] = []
+    file = verbs.ControlFile(path, wide, 0.7, 0.0, 1.0)
+    loaded = control.load(pipeline, file).network
+    assert loaded is not None
+    loaded.input_hint_block.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    job = replace(job, width=192, height=64, tile=tile, edit=Edit("upscale", strength=1.0, window=64))
+
+    def made(controls: list[verbs.ControlFile]) -> np.ndarray:
+        (found,) = verbs.enlarged(wide, 192, 64, controls=controls)(pipeline, [job], lambda step, steps: None)
+        return found
+
+    steered_one = made([file])
+    starts = [0, 48, 96, 144] if tile else [0, 40, 88, 128]
+    assert len(read) == 2 * 4, "four windows, at each of two steps; no picture is read whole"
+    columns = torch.from_numpy(np.concatenate([wide, wide], 1)).permute(2, 0, 1).double() / 255
+    for number, seen in enumerate(read):
+        start = starts[number % 4]
+        assert torch.equal(seen[0], columns[:, :, start : start + 64])
+    assert not np.array_equal(steered_one, made([])) and steered_one.shape == (64, 192, 3)
+
+
+def test_a_control_from_its_file_to_the_picture(tmp_path: Path) -> None:
+    from ddgen.app import verbs
+    from ddgen.app.pipeline import run
+
+    pipeline, jobs, network, path, picture = steered(tmp_path, steps=2)
     hint = torch.from_numpy(picture).permute(2, 0, 1)[None].double() / 255
-    jobs = [replace(jobs_of(family, pipeline)[0], steps=2)]
     with torch.no_grad():
         (expected,) = run(pipeline, jobs, controls=[Control(network, network.hint(hint), 0.7)])
-    file = verbs.ControlFile(tmp_path / "c.safetensors", picture, 0.7, 0.0, 1.0)
+    file = verbs.ControlFile(path, picture, 0.7, 0.0, 1.0)
     (found,) = verbs.whole(None, [file])(pipeline, jobs, lambda step, steps: None)
     assert np.array_equal(found, expected)
     assert not np.array_equal(found, run(pipeline, jobs)[0])
@@ -292,18 +325,10 @@ def test_a_control_from_its_file_to_the_picture(tmp_path: Path) -> None:
 
 def test_a_control_costs_its_own_forward_alone(tmp_path: Path) -> None:
     """The network runs as often as without; the control once at each step at which it acts; its picture is read once."""
-    from safetensors.torch import save_file
-
     from ddgen.app import control, verbs
     from ddgen.app.pipeline import run
 
-    family = FAMILIES["sd1 ddim"]
-    pipeline = build(family)
-    pipeline.denoiser.dtype = torch.float64
-    network = redraw(ControlNet(pipeline.spec.arch.unet).double().eval(), 5)
-    save_file(network.state_dict(), tmp_path / "c.safetensors")
-    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    jobs = [replace(jobs_of(family, pipeline)[0], steps=10)]
+    pipeline, jobs, _, path, picture = steered(tmp_path, steps=10)
     calls: dict[str, int] = {}
 
     def counting(name: str, module: torch.nn.Module) -> None:
@@ -313,7 +338,7 @@ def test_a_control_costs_its_own_forward_alone(tmp_path: Path) -> None:
     run(pipeline, jobs)
     assert calls == {"unet": 10}
     calls.clear()
-    file = verbs.ControlFile(tmp_path / "c.safetensors", picture, 0.7, 0.2, 0.7)
+    file = verbs.ControlFile(path, picture, 0.7, 0.2, 0.7)
     loaded = control.load(pipeline, file).network
     counting("control", loaded.middle_block[0])
     counting("hint", loaded.input_hint_block)

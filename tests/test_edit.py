@@ -12,7 +12,7 @@ from fakes import SCHEDULES, gaussian
 from test_conditions import FakeEncoder, MeanNetwork, job, value
 from torch import Tensor
 
-from ddgen.app import canvas, edit, verbs
+from ddgen.app import canvas, edit, verbs, windows
 from ddgen.app.canvas import Frame, extended, feathered, passes
 from ddgen.app.conditions import Encodings
 from ddgen.app.edit import Begun, in_windows, known_outside, latent_mask, start
@@ -152,6 +152,47 @@ def test_masks_of_latents() -> None:
     ]
     patches = latent_mask(Arch("px", TINY, PATCHES, archs.SD15.text), PatchStage(PATCHES), mask)
     assert patches.shape == (1, 192, 2, 2) and patches.sum() == 3, "pixels stay pixels, in three channels"
+
+
+@pytest.mark.parametrize("axes", ["x", "y", "xy"])
+def test_rolling_a_seamless_picture_rolls_what_its_windows_make(axes: str) -> None:
+    """Four windows round the picture: network, encoder and decoder, none of which may run round in its window."""
+    torch.manual_seed(0)
+    unet = UNet(TINY).double().eval()
+    stage = AutoencoderKL(KLConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1)).double().eval()
+    for parameter in (*unet.parameters(), *stage.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)
+    arch = Arch("kl", TINY, stage.config, archs.SD15.text)
+    height, width = 48 if "y" in axes else 16, 48 if "x" in axes else 16
+    task = job("cat", width=width, height=height, tile=axes, edit=Edit("upscale", window=16))
+    assert windows.seamless_axes(task, arch) == "" and windows.seamless_axes(replace(task, edit=None), arch) == axes
+    whole = replace(task, width=16)
+    assert windows.seamless_axes(whole, arch) == axes.replace("y", ""), "one window across runs round itself"
+    shifts = tuple(24 if axis in axes else 0 for axis in "yx")
+    context = torch.randn(1, 77, 8, dtype=torch.float64)
+    picture = noisy_picture(height, width)
+
+    def made(pixels: np.ndarray, tile: str) -> tuple[Tensor, np.ndarray]:
+        used = replace(task, tile=tile)
+        tiling = windows.tiling_of(used, arch)
+        assert tiling is not None
+        axes_left = windows.seamless_axes(used, arch)
+        with torch.inference_mode(), seamless([unet, stage], axes_left):
+            x0 = windows.encode(stage, pixels, 2, tiling, torch.device("cpu"), torch.float64)
+            found = in_windows(lambda x, sigma: unet(x, torch.tensor([500.0]), context), tiling)(x0, 1.0)
+            picture = windows.decode(stage, found / found.std(), 2, tiling)
+        assert picture is not None
+        return found, picture
+
+    def uneven(tile: str) -> tuple[float, int]:
+        (found, decoded), (rolled, other) = made(picture, tile), made(np.roll(picture, shifts, (0, 1)), tile)
+        latents = (found.roll([shift // 2 for shift in shifts], (2, 3)) - rolled).abs().max() / found.std()
+        return latents.item(), int(np.abs(np.roll(decoded, shifts, (0, 1)).astype(int) - other).max())
+
+    latents, pixels = uneven(axes)
+    assert latents < 1e-9 and pixels <= 1
+    latents, pixels = uneven("")
+    assert latents > 1e-3 and pixels > 1
 
 
 def test_windows_sum_to_one_and_bound_what_the_network_sees() -> None:

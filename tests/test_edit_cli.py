@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -241,7 +242,7 @@ def test_outpaint(ddgen: Call) -> None:
         json.loads(ddgen("outpaint", "p.png", "cat", "--by", "all25%", "--plan", "--json", *more)[1])
         for more in ((), ("--strength", "0.5"))
     ]
-    assert [plan["edit"]["strength"] for plan in plans] == [0.75, 0.5]
+    assert [plan["edit"]["strength"] for plan in plans] == [0.6, 0.5]
     after = read("o.png")
     assert after.shape == (160, 348, 3) and np.array_equal(after[32:160, 20:148], read("p.png"))
     assert ddgen("outpaint", "p.png", "cat", "--to", "150x130", "--steps", "1", "-o", "t.png")[0] == 0
@@ -255,27 +256,69 @@ def test_vary_by_its_own_seed_or_by_the_picture(ddgen: Call) -> None:
         for line in ddgen("vary", "c.png", "-n", "2", "-s", "5", "--plan", "--json")[1].splitlines()
     ]
     assert [(r["prompt"], r["seed"], r["steps"], r["variation"], r["variation_seed"]) for r in records] == [
-        ("cat", 7, 3, 0.2, 5), ("cat", 7, 3, 0.2, 6)
+        ("cat", 7, 3, 0.6, 5), ("cat", 7, 3, 0.6, 6)
     ]  # fmt: skip
-    assert json.loads(ddgen("vary", "c.png", "--strong", "--plan", "--json")[1])["variation"] == 0.5
+    said_of = [json.loads(ddgen("vary", "c.png", level, "--plan", "--json")[1]) for level in ("--subtle", "--strong")]
+    assert [record["variation"] for record in said_of] == [0.3, 0.8]
     record = json.loads(ddgen("vary", "c.png", "--like", "picture", "-s", "4", "--plan", "--json")[1])
     assert (
         record["edit"]["strength"],
         record["variation"],
         record["seed"],
         record["prompt"],
-    ) == (0.35, 0.0, 4, "cat")
+    ) == (0.6, 0.0, 4, "cat")
     record = json.loads(ddgen("vary", "p.png", "--strong", "--plan", "--json")[1])
-    assert record["edit"]["strength"] == 0.65 and record["prompt"] == ""
+    assert record["edit"]["strength"] == 0.8 and record["prompt"] == ""
     assert ddgen("vary", "c.png", "-s", "5", "--steps", "2", "-q")[1] == "cat-7.png\n"
     again = said("cat-7.png")
     assert (again["variation"], again["variation_seed"]) == (
-        0.2,
+        0.6,
         5,
     ) and "edit" not in again
     first = Path("cat-7.png").read_bytes()
     assert ddgen("replay", "cat-7.png", "--plan")[0] == 2, "replay has no such flag"
     assert first == Path("cat-7.png").read_bytes()
+
+
+def test_a_grid_of_variations_says_what_tells_them_apart(ddgen: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddgen.io import images
+
+    shown: list[list[str]] = []
+    draw = images.contact_sheet
+
+    def seen(pictures: list[np.ndarray], rows: list[str], labels: list[str]) -> np.ndarray:
+        shown.append(list(labels))
+        return draw(pictures, rows, labels)
+
+    monkeypatch.setattr(images, "contact_sheet", seen)
+    assert ddgen("sample", "cat", "-s", "7", "-n", "2", "--steps", "1", "--grid", "-o", "s/")[0] == 0
+    assert ddgen("vary", "s/cat-7.png", "-n", "3", "-s", "1", "--grid", "-o", "v/")[0] == 0
+    assert shown == [["seed 7", "seed 8"], ["seed 7 toward 1", "seed 7 toward 2", "seed 7 toward 3"]]
+
+
+def test_a_variation_has_the_model_of_its_picture(ddgen: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rules and adapters come back from what it says, and what is typed goes before them."""
+    from ddgen.cli import vary
+
+    assert ddgen("sample", "cat", "-s", "7", "--steps", "1", "-o", "c.png")[0] == 0
+    made_by: list[object] = []
+    monkeypatch.setattr(sample, "deliver", lambda context, values, spec, *rest: made_by.append(spec.clip_skip))
+    found = foreign.interpret(containers.read_texts(Path("c.png").read_bytes()))
+    assert found is not None
+    monkeypatch.setattr(editing.Picture, "says", lambda picture: found)
+    found.record["changes"] = {"clip_skip": 2}
+    assert ddgen("vary", "c.png")[0] == 0 and ddgen("vary", "c.png", "--clip-skip", "3")[0] == 0
+    assert made_by == [2, 3]
+    found.record["weights"] = {"model": "ab" * 32, "lora:ink.pt x 0.8": "cd" * 32}
+    code, _, err = ddgen("vary", "c.png")
+    assert (code, err) == (
+        5,
+        "ddgen: error: image 'c.png': it was made with lora 'ink.pt'; give it with --lora ink.pt:0.8, or use --like picture\n",
+    )
+    assert ddgen("vary", "c.png", "--like", "picture")[0] == 0
+    found.record["weights"], found.record["job"]["controls"] = {}, [{"kind": "canny"}]
+    assert ddgen("vary", "c.png")[0] == 0, "what a control's picture made is varied by its pixels"
+    assert vary.known_model(found, SimpleNamespace(params={"model": None}), {"weights_file": None}) is None
 
 
 def test_upscale(ddgen: Call) -> None:
@@ -288,6 +331,19 @@ def test_upscale(ddgen: Call) -> None:
         512,
         128,
     )
+
+
+def test_an_enlarged_tile_stays_one(ddgen: Call) -> None:
+    assert ddgen("sample", "cat", "--tile", "x", "-s", "1", "--steps", "1", "-o", "t.png")[0] == 0
+    command = ("upscale", "t.png", "--by", "2", "--steps", "3", "-s", "1", "--window", "128")
+    assert ddgen(*command, "-o", "u.png")[0] == 0 and said("u.png")["tile"] == "x"
+    record = json.loads(ddgen("upscale", "p.png", "--tile", "xy", "--by", "4", "--plan", "--json")[1])
+    assert (record["tile"], record["edit"]["window"]) == ("xy", 128)
+    steer = ("--control", "tile:p.png", "--control-model", "c.safetensors")
+    weights("c.safetensors", "input_hint_block.0.weight", "input_blocks.0.0.weight")
+    weights("u.safetensors", "conv_first.weight")
+    out = ddgen("upscale", "p.png", *steer, "--upscaler", "u.safetensors", "--plan", "--json")[1]
+    assert [found["kind"] for found in json.loads(out)["controls"]] == ["tile", "upscaler"]
 
 
 def test_morph(ddgen: Call) -> None:
@@ -315,10 +371,13 @@ def test_controls_are_read_before_a_model_is_loaded(ddgen: Call) -> None:
     }
     text = json.dumps(header).encode()
     Path("c.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    assert ddgen("sample", "cat", "-s", "7", "--steps", "1", "-o", "c.png")[0] == 0
     steer = ("--control", "canny:p.png:0.8:0:0.5", "--control-model", "c.safetensors", "--plan", "--json")
     masked = ("inpaint", "p.png", "cat", "--mask", "m.png")
     seen = []
-    for command in (("sample", "cat"), ("edit", "p.png", "cat"), masked, (*masked, "--mask-crop")):
+    for command in (
+        ("sample", "cat"), ("edit", "p.png", "cat"), masked, (*masked, "--mask-crop"), ("vary", "p.png"), ("vary", "c.png")
+    ):  # fmt: skip
         code, out, err = ddgen(*command, *steer)
         assert code == 0, err
         (record,) = json.loads(out)["controls"]
@@ -336,7 +395,7 @@ def test_a_map_lies_over_the_picture_whatever_part_is_worked_on(ddgen: Call, mon
     weights("c.safetensors", "input_hint_block.0.weight", "input_blocks.0.0.weight")
     shown: list[ControlFile] = []
 
-    def load(pipeline: object, file: ControlFile) -> control.Control:
+    def load(pipeline: object, file: ControlFile, **how: object) -> control.Control:
         shown.append(file)
         return control.Control(None, None, end=0.0)  # one that never acts
 
@@ -351,6 +410,41 @@ def test_a_map_lies_over_the_picture_whatever_part_is_worked_on(ddgen: Call, mon
     (file,) = shown
     assert file.picture.shape[:2] != (128, 128) and (file.picture > 127).mean() > 0.9, "what the network looks at"
     assert np.array_equal(read("i.png")[:32], read("p.png")[:32])
+
+
+def test_the_windows_of_an_outpaint_see_their_parts_of_a_map(ddgen: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddgen.app import control
+    from ddgen.app.verbs import ControlFile
+
+    weights("c.safetensors", "input_hint_block.0.weight", "input_blocks.0.0.weight")
+    shown: list[ControlFile] = []
+
+    def load(pipeline: object, file: ControlFile, **how: object) -> control.Control:
+        shown.append(file)
+        return control.Control(None, None, end=0.0)
+
+    monkeypatch.setattr(control, "load", load)
+    place = np.zeros((128, 384, 3), np.uint8)
+    place[:, :192] = (255, 0, 0)
+    Image.fromarray(place).save("map.png")
+    steer = ("--control", "map:map.png", "--control-model", "c.safetensors")
+    code, _, err = ddgen("outpaint", "p.png", "dog", "--by", "right256", "--steps", "2", "-o", "o.png", *steer)
+    assert code == 0, err
+    red = [round(float(file.picture[..., 0].mean()) / 255, 2) for file in shown]
+    assert red == [1.0, 0.5, 0.0, 0.0][: len(red)] and len(red) == 4, "each window of 128 goes on by 64"
+    assert np.array_equal(read("o.png")[:, :128], read("p.png")) and len(said("o.png")["controls"]) == 1
+
+
+def test_without_a_prompt_an_outpaint_goes_on_with_the_picture_alone(ddgen: Call) -> None:
+    """Its own prompt names what stands there already, and would have it drawn again."""
+    assert ddgen("sample", "cat", "-s", "7", "--steps", "1", "-o", "c.png")[0] == 0
+    command = ("outpaint", "c.png", "--by", "all25%", "--plan", "--json")
+    plain, worded, kept = (
+        json.loads(ddgen(*command, *more)[1]) for more in ((), ("--negative", "dog"), ("--guidance", "4"))
+    )
+    assert (plain["prompt"], plain["guidance"]) == ("", 1.0)
+    assert worded["guidance"] == 2.5 and kept["guidance"] == 4.0
+    assert json.loads(ddgen("outpaint", "c.png", "a dog", *command[2:])[1])["guidance"] == 2.5
 
 
 def weights(path: str, *names: str, shape: tuple[int, ...] = (2, 2)) -> None:
@@ -592,10 +686,15 @@ ROWS: dict[str, tuple[tuple[str, ...], int, str]] = {
         4,
         "image 'p.png' does not say how ddgen made it; use --like picture",
     ),
-    "tiles in windows": (
-        ("upscale", "p.png", "--by", "4", "--tile", "xy"),
+    "two levels": (
+        ("vary", "p.png", "--subtle", "--strong"),
         2,
-        "--tile does not go with windows, whose ends are not the picture's; add --window 0",
+        "--subtle and --strong do not go together; drop one of them",
+    ),
+    "variation of pixels": (
+        ("vary", "p.png", "--variation", "0.3"),
+        2,
+        "--variation moves a seed, and this varies the pixels; use --strength, which says how much of the picture may change",
     ),
     "upscale by": (("upscale", "p.png", "--by", "99"), 2, "--by 99 is out of range; use 1 to 16"),
     "upscale too far": (

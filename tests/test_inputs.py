@@ -210,7 +210,7 @@ def test_what_steers_a_line_reaches_the_network(more: dict[str, str], folder: Pa
     shown: list[verbs.PromptPicture] = []
     loaded: list[verbs.ControlFile] = []
     monkeypatch.setattr(image_prompt, "load", lambda pipeline, files: shown.extend(files) or [])
-    monkeypatch.setattr(control, "load", lambda pipeline, file: loaded.append(file) or control.Control(None, None, end=0.0))
+    monkeypatch.setattr(control, "load", lambda pipeline, file, **how: loaded.append(file) or control.Control(None, None, end=0.0))
     model = weights(folder / "c.safetensors", "input_hint_block.0.weight", "input_blocks.0.0.weight")
     networks = replace(readers(folder), controls=(model,))
     said = {"control": ("map:in/m.png:0.5",), "image_prompt": ("in/p.png:0.6",), "guidance": 1.0, "steps": 2, "seed": 1}

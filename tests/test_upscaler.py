@@ -50,6 +50,22 @@ def test_files_are_read_and_enlarge_as_the_network_does(weights: Path) -> None:
     assert upscaler.enlarged(loaded, picture, 100, 70).shape == (70, 100, 3), "twice, then to the size"
 
 
+def test_where_ends_meet_the_network_looks_round_them() -> None:
+    kernel = torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(1)) / 9
+
+    def blurred(x: torch.Tensor) -> torch.Tensor:
+        found = torch.nn.functional.conv2d(x, kernel.expand(3, 1, 3, 3), padding=1, groups=3)
+        return found.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    loaded, picture = upscaler.Upscaler(blurred, 2, CPU), noisy_picture(24, 40)
+
+    def uneven(ring: str) -> int:
+        one, other = (upscaler.enlarged(loaded, part, 80, 48, ring) for part in (picture, np.roll(picture, 20, 1)))
+        return int(np.abs(np.roll(one, 40, 1).astype(int) - other).max())
+
+    assert uneven("x") == 0 and uneven("") > 20
+
+
 def test_tiles_bound_what_the_network_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
 

@@ -166,6 +166,39 @@ def test_tiles_cover_a_row_once(length: int, tiling: Tiling) -> None:
     assert torch.allclose(total, torch.ones(length))
 
 
+@pytest.mark.parametrize("length", [*range(1, 70), 97, 128, 1000])
+@pytest.mark.parametrize("tiling", [Tiling(16, 4), Tiling(8, 4), Tiling(5, 1)])
+def test_tiles_cover_a_ring_once(length: int, tiling: Tiling) -> None:
+    starts, size = spread(length, tiling, ring=True), min(length, tiling.size)
+    gaps = [(b - a) % length or length for a, b in zip(starts, starts[1:] + starts[:1], strict=True)]
+    assert length <= tiling.size or all(0 < gap <= tiling.size - tiling.overlap for gap in gaps)
+    total = torch.zeros(length)
+    for start, weight in zip(starts, fades(starts, size, length, total, ring=True), strict=True):
+        total[(start + torch.arange(size)) % length] += weight
+    assert torch.allclose(total, torch.ones(length))
+
+
+@pytest.mark.parametrize("ring", ["", "x", "y", "xy"])
+@pytest.mark.parametrize("size", [(9, 30), (17, 16), (40, 5), (33, 64)])
+def test_tiles_of_a_ring_are_blended_round_its_end(ring: str, size: tuple[int, int]) -> None:
+    x = draw(2, 3, *size, seed=1)
+    found = in_tiles(lambda t: F.interpolate(t, scale_factor=2.0, mode="nearest"), x, Tiling(8, 3, ring), cell_out=2)
+    assert torch.allclose(found, F.interpolate(x, scale_factor=2.0, mode="nearest"), atol=1e-6)
+
+
+def test_rolling_a_ring_rolls_what_its_tiles_make() -> None:
+    """Four tiles of a function that looks everywhere in its tile and knows where its borders are."""
+    x = draw(1, 2, 12, 48, seed=3)
+
+    def made(field: Tensor, ring: str) -> Tensor:
+        return in_tiles(lambda t: t * torch.linspace(0, 1, t.shape[-1]) + t.mean(), field, Tiling(16, 4, ring))
+
+    def uneven(ring: str) -> float:
+        return (made(x.roll(24, -1), ring) - made(x, ring).roll(24, -1)).abs().max().item()
+
+    assert uneven("x") < 1e-6 and uneven("") > 0.1
+
+
 def test_tiles_of_a_local_function_are_exact() -> None:
     """Where a tile needs nothing from its neighbours, tiling is the identity."""
     x = draw(2, 3, 23, 50, seed=1)
@@ -204,7 +237,7 @@ def test_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without fading, the same tiles show their edges.
     monkeypatch.setattr(
         "ddgen.nets.tiling.fades",
-        lambda starts, size, length, like: [
+        lambda starts, size, length, like, *, ring: [
             torch.tensor([1.0 if i + 1 == len(starts) or p < starts[i + 1] - s else 0.0 for p in range(size)])
             for i, s in enumerate(starts)
         ],

@@ -32,6 +32,7 @@ Box = tuple[int, int, int, int]
 
 TOGETHER = 1.5
 REACH = 32  # pixels beyond a border over which colours are brought together
+LOBES = 3  # source pixels that Lanczos looks at to each side
 FITS = ("crop", "pad", "stretch")
 LANCZOS, BOX = Image.Resampling.LANCZOS, Image.Resampling.BOX
 
@@ -43,11 +44,25 @@ def digest(array: "Pixels | Mask") -> str:
     return found.hexdigest()
 
 
-def resize(pixels: "Pixels", width: int, height: int) -> "Pixels":
-    """Return the picture at another size (Lanczos); at its own size, the picture itself."""
-    if pixels.shape[:2] == (height, width):
+def resize(pixels: "Pixels", width: int, height: int, ring: str = "") -> "Pixels":
+    """Return the picture at another size (Lanczos); at its own size, the picture itself.
+
+    ring: the axes, of "x" and "y", along which its ends meet: what lies beyond one is the other.
+    """
+    high, wide = pixels.shape[:2]
+    if (high, wide) == (height, width):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), LANCZOS))
+    down, across = (
+        math.ceil(LOBES * max(1.0, old / new)) if axis in ring else 0
+        for axis, old, new in (("y", high, height), ("x", wide, width))
+    )
+    image = Image.fromarray(around(pixels, down, across))
+    return np.asarray(image.resize((width, height), LANCZOS, box=(across, down, across + wide, down + high)))
+
+
+def around(pixels: "Pixels", down: int, across: int) -> "Pixels":
+    """Return the picture with so many rows and columns of its other end at each of its ends."""
+    return np.pad(pixels, ((down, down), (across, across), (0, 0)), mode="wrap") if down or across else pixels
 
 
 def fit(pixels: "Pixels", width: int, height: int, how: str) -> "Pixels":

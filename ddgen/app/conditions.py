@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ddgen.app.control import Control, changes, with_controls
+from ddgen.app.windows import View
 from ddgen.app.image_prompt import ImagePrompt, with_pictures
 from ddgen.conditioning import Conditioning
 from ddgen.diffusion.denoiser import Denoise, Denoiser
@@ -73,11 +74,12 @@ def bind(
     beside: Tensor | None = None,
     controls: Sequence[Control] = (),
     pictures: Sequence[ImagePrompt] = (),
+    view: View | None = None,
 ) -> Denoise:
     """Return denoise(x, sigma) for a batch of jobs that share a grid.
 
     beside: (1, K, h, w) channels that the network reads behind x_t. controls: networks that steer it.
-    pictures: image prompts.
+    pictures: image prompts. view: what of the picture x is, for controls that read theirs window by window.
 
     Raises:
         UsageError: an unknown prompt syntax.
@@ -102,7 +104,7 @@ def bind(
     def segment(step: int) -> Denoise:
         """Bind the texts and controls of one step."""
         active = [control for control in controls if control.active(step, grid.steps)]
-        reading = with_controls(with_pictures(denoiser, pipeline.denoiser.network, pictures), active)
+        reading = with_controls(with_pictures(denoiser, pipeline.denoiser.network, pictures), active, view)
         if beside is not None and not by_image:
             reading = with_channels(reading, beside)
         conds = [

@@ -37,7 +37,7 @@ from ddgen.diffusion.spacing import Grid
 from ddgen.errors import UsageError
 from ddgen.io import images
 from ddgen.nets.config import PatchConfig
-from ddgen.nets.tiling import Tiling, in_tiles
+from ddgen.nets.tiling import Tiling, gathered, larger, part
 from ddgen.request import Edit, Job
 from ddgen.weights.arch import Arch
 
@@ -91,7 +91,7 @@ def begin(pipeline: Pipeline, source: Source | None, job: Job) -> Begun | None:
         nothing = torch.zeros(1, 3, height, width, device=pipeline.device, dtype=dtype_of(stage))
         beside = mask_channels(arch, stage, nothing, None)
         return Begun(beside[:, 1:], None, beside, blended=False)
-    tiling = windows.tiling_of(job.edit, arch, least=windows.LEAST)
+    tiling = windows.tiling_of(job, arch, least=windows.LEAST)
     if tiling is not None:
         factor = arch.first_stage.factor
         x0 = windows.encode(stage, source.image, factor, tiling, pipeline.device, dtype_of(stage))
@@ -157,21 +157,28 @@ def known_outside(denoise: Denoise, x0: Tensor, anew: Tensor) -> Denoise:
     return denoise_inside
 
 
-def in_windows(denoise: Denoise, tiling: Tiling) -> Denoise:
-    """Return denoise computed window by window and blended. Ref: Bar-Tal et al. 2023 (MultiDiffusion), arXiv
-    2302.08113."""
+def in_windows(denoise: Denoise, tiling: Tiling, view: windows.View | None = None, factor: int = 1) -> Denoise:
+    """Return denoise computed window by window and blended. view: is told the place of each, at `factor` pixels a
+    latent cell. Ref: Bar-Tal et al. 2023 (MultiDiffusion), arXiv 2302.08113."""
+    place = windows.View() if view is None else view
 
     def denoise_windows(x: Tensor, sigma: float) -> Tensor:
-        return in_tiles(lambda tile: denoise(tile, sigma), x, tiling)
+        def look(rows: slice, columns: slice) -> Tensor:
+            place.rows, place.columns = larger(rows, factor), larger(columns, factor)
+            return denoise(part(x, rows, columns), sigma)
+
+        return gathered(look, *x.shape[-2:], tiling)
 
     return denoise_windows
 
 
-def wrap(begun: Begun | None, jobs: Sequence[Job], denoise: Denoise, arch: Arch) -> Denoise:
-    """Return the denoise of a run with what its edit adds to it."""
-    tiling = windows.tiling_of(jobs[0].edit, arch)
+def wrap(
+    begun: Begun | None, jobs: Sequence[Job], denoise: Denoise, arch: Arch, view: windows.View | None = None
+) -> Denoise:
+    """Return the denoise of a run with what its edit adds to it. view: is told what the network looks at."""
+    tiling = windows.tiling_of(jobs[0], arch)
     if tiling is not None:
-        denoise = in_windows(denoise, tiling)
+        denoise = in_windows(denoise, tiling, view, arch.first_stage.factor)
     if begun is not None and begun.anew is not None and begun.blended:
         denoise = known_outside(denoise, begun.x0, begun.anew)
     return denoise

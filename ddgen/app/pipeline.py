@@ -131,7 +131,12 @@ def run(
     """
     networks = [part.denoiser.network for part in (pipeline, pipeline.refiner) if part is not None]
     reading = [*networks, *(control.network for control in controls)]
-    with seamless([*networks, pipeline.first_stage], jobs[0].tile), remembering(reading):
+    arch = pipeline.spec.arch
+    with (
+        seamless(reading, windows.seamless_axes(jobs[0], arch)),
+        seamless([pipeline.first_stage], windows.seamless_axes(jobs[0], arch, least=windows.LEAST)),
+        remembering(reading),
+    ):
         fit_decoding(pipeline.first_stage, *windows.seen(jobs[0], least=windows.LEAST), pipeline.device)
         latents = sample(pipeline, jobs, on_step, source, on_start, controls, pictures)
         decoded = _decoded(pipeline, jobs, latents)
@@ -144,7 +149,7 @@ def run(
 def _decoded(pipeline: Pipeline, jobs: Sequence[Job], latents: Tensor) -> list[np.ndarray | None]:
     """Return the pictures (H, W, 3) of latents, None for those with values that are not finite."""
     stage, arch = pipeline.first_stage, pipeline.spec.arch
-    tiling = windows.tiling_of(jobs[0].edit, arch, least=windows.LEAST)
+    tiling = windows.tiling_of(jobs[0], arch, least=windows.LEAST)
     if tiling is not None:
         return [windows.decode(stage, one, arch.first_stage.factor, tiling) for one in latents.split(1)]
     return [images.to_uint8(image) if image.isfinite().all() else None for image in stage.decode(latents)]
@@ -176,7 +181,9 @@ def sample(
     grid = editing.later(grid, job.edit)
     begun = editing.begin(pipeline, source, job)
     beside = None if begun is None else begun.beside
-    denoise = editing.wrap(begun, jobs, bind(pipeline, jobs, grid, beside, controls, pictures), arch)
+    view = windows.View()
+    bound = bind(pipeline, jobs, grid, beside, controls, pictures, view)
+    denoise = editing.wrap(begun, jobs, bound, arch, view)
     shape = (arch.first_stage.channels, job.height // arch.first_stage.factor, job.width // arch.first_stage.factor)
     noise = make_noise(job.rng, [job.seed for job in jobs], shape, pipeline.device)
     eps = varied(jobs, noise.initial(), shape)

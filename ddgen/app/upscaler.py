@@ -29,6 +29,7 @@ WRAPPINGS = ("params_ema.", "params.", "state_dict.", "model_state_dict.")
 
 TILES = Tiling(256, 32)
 MAX_PASSES = 4
+ROUND = 16  # pixels of the other end that the network sees where ends meet
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,18 @@ def load(path: Path, device: torch.device) -> Upscaler:
 
 
 @torch.inference_mode()
-def enlarged(upscaler: Upscaler, picture: Pixels, width: int, height: int) -> Pixels:
-    """Return the picture at a size: run through the network until it is large enough, then brought to it."""
+def enlarged(upscaler: Upscaler, picture: Pixels, width: int, height: int, ring: str = "") -> Pixels:
+    """Return the picture at a size: run through the network until it is large enough, then brought to it. ring: the
+    axes along which its ends meet."""
+    down, across = (ROUND if axis in ring else 0 for axis in "yx")
     for _ in range(MAX_PASSES):
         if picture.shape[1] >= width and picture.shape[0] >= height:
             break
-        picture = _once(upscaler, picture)
-    return canvas.fit(picture, width, height, "stretch")
+        high, wide = (side * upscaler.scale for side in picture.shape[:2])
+        top, left = down * upscaler.scale, across * upscaler.scale
+        made = _once(upscaler, canvas.around(picture, down, across))
+        picture = np.ascontiguousarray(made[top : top + high, left : left + wide])
+    return canvas.resize(picture, width, height, ring)
 
 
 def _once(upscaler: Upscaler, picture: Pixels) -> Pixels:
@@ -91,5 +97,5 @@ def _once(upscaler: Upscaler, picture: Pixels) -> Pixels:
     high, wide = picture.shape[:2]
     bands = in_bands(compute, high, wide, TILES, cell_out=upscaler.scale)
     return np.concatenate(
-        [(band.clamp(0, 1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy() for band in bands]
+        [(band.clamp(0, 1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy() for _, band in bands]
     )

@@ -134,7 +134,10 @@ def steered(controls: Sequence[ControlFile], pictures: Sequence[PromptPicture]) 
         from ddgen.app import control, image_prompt
 
         if not loaded and not shown:
-            loaded.extend(control.load(pipeline, file) for file in controls)
+            windowed = jobs[0].edit is not None and bool(jobs[0].edit.window)
+            loaded.extend(
+                control.load(pipeline, file, windowed=windowed, tile=jobs[0].tile) for file in controls
+            )
             shown.extend(image_prompt.load(pipeline, pictures) if pictures else ())
         return pipelines.run(pipeline, jobs, on_step, source, controls=loaded, pictures=shown)
 
@@ -155,22 +158,30 @@ def whole(
 
 
 def enlarged(
-    image: "Pixels", width: int, height: int, upscaler: Path | None = None, original: "Pixels | None" = None
+    image: "Pixels",
+    width: int,
+    height: int,
+    upscaler: Path | None = None,
+    original: "Pixels | None" = None,
+    *,
+    controls: Sequence[ControlFile] = (),
+    pictures: Sequence[PromptPicture] = (),
 ) -> Draw:
     """Return what makes pictures from one at the jobs' size, near width x height.
 
-    upscaler: a network that makes that one from the original.
+    upscaler: a network that makes that one from the original. controls: their pictures are at the jobs' size.
     """
-    found: list[Draw] = [] if upscaler is not None else [whole(image)]
+    found: list[Draw] = [] if upscaler is not None else [whole(image, controls, pictures)]
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
         if not found:
             from ddgen.app import upscaler as upscalers
 
             assert upscaler is not None and original is not None
-            network = upscalers.load(upscaler, pipeline.device)
-            found.append(whole(upscalers.enlarged(network, original, jobs[0].width, jobs[0].height)))
-        return [canvas.resize(made, width, height) for made in found[0](pipeline, jobs, on_step)]
+            network, job = upscalers.load(upscaler, pipeline.device), jobs[0]
+            larger = upscalers.enlarged(network, original, job.width, job.height, job.tile)
+            found.append(whole(larger, controls, pictures))
+        return [canvas.resize(made, width, height, jobs[0].tile) for made in found[0](pipeline, jobs, on_step)]
 
     return draw
 
@@ -206,21 +217,33 @@ def frames_of(spec: Spec, boxes: Sequence[Box]) -> list[Frame]:
     return [Frame(box, *canvas.work_size(spec, box[2] - box[0], box[3] - box[1])) for box in boxes]
 
 
-def outside(picture: "Pixels", new: "Mask", frames: Sequence[Frame]) -> Draw:
-    """Return what fills the new parts of a canvas window by window; what was made becomes known to the
-    next."""
+def outside(
+    picture: "Pixels",
+    new: "Mask",
+    frames: Sequence[Frame],
+    *,
+    controls: Sequence[ControlFile] = (),
+    pictures: Sequence[PromptPicture] = (),
+) -> Draw:
+    """Return what fills the new parts of a canvas window by window; what was made becomes known to the next.
+
+    controls: their pictures are of the canvas's size.
+    """
+    seen = [[replace(file, picture=frame.cut(file.picture)) for file in controls] for frame in frames]
+    kept = [replace(shown, kept=True) for shown in pictures]  # for every window
 
     def draw(pipeline: "Pipeline", jobs: Sequence[Job], on_step: "OnStep") -> "list[Pixels]":
         return [one(pipeline, job, on_step) for job in jobs]
 
     def one(pipeline: "Pipeline", job: Job, on_step: "OnStep") -> "Pixels":
         found, todo = picture, new.copy()
-        for number, frame in enumerate(frames):
+        for number, (frame, steering) in enumerate(zip(frames, seen, strict=True)):
             here = np.zeros_like(todo)
             here[frame.place] = todo[frame.place]
             seed = (job.seed + (number << 32)) & MAX_SEED  # each window has noise of its own
             part = replace(job, width=frame.width, height=frame.height, seed=seed)
-            fill = inside(found, here, frame, here.astype(np.float32), match=True)
+            weight = here.astype(np.float32)
+            fill = inside(found, here, frame, weight, match=True, controls=steering, pictures=kept)
             (found,) = fill(pipeline, [part], on_step)
             todo &= ~here
         return found

@@ -1,24 +1,26 @@
 """`ddgen outpaint`: a picture on a larger canvas; the picture itself comes back as it was."""
 
 import re
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from ddgen.app import canvas, plan, verbs
-from ddgen.cli import console, editing, flags, sample
+from ddgen.cli import console, controls, editing, flags, sample, wording
 from ddgen.cli.editing import EDITING
 from ddgen.cli.flags import value
 from ddgen.errors import UsageError
 from ddgen.request import Edit
 
 EXAMPLES = """Examples:
-  ddgen outpaint apple.png "a red apple on a table" --by left64,right64
-  ddgen outpaint apple.png --by all25% --strength 0.6
+  ddgen outpaint apple.png --by all25%
+  ddgen outpaint table.jpg "a wooden table, books" --by left256,right256 --strength 0.9
   ddgen outpaint wide.png "mountains" --to 1024x512
 
 A large step is made in several passes, each beside what is there.
 """
+STRENGTH = 0.6
 SIDES = ("left", "up", "right", "down")
 
 By = Annotated[
@@ -49,19 +51,25 @@ def outpaint(
     by: By = None,
     to: To = None,
     strength: editing.Strength = None,
+    control: flags.Control = None,
+    control_model: flags.ControlModel = None,
+    image_prompt: flags.ImagePrompt = None,
+    image_prompt_model: flags.ImagePromptModel = None,
+    image_encoder: flags.ImageEncoder = None,
 ) -> None:
     """Go on beyond the edges of a picture; the picture itself comes back bit for bit.
 
-    What is new begins as the edge's colours under noise: less --strength keeps more of them, 1 almost
-    nothing. [0.75] Without a prompt, the picture's own is used.
+    What is new begins as the edge's colours under noise: less --strength keeps more of them, 1 almost nothing.
+    [0.6] The prompt says what the new part shows; what stands in the picture already would be drawn there
+    again. Without one, the picture alone is gone on with. A --control's picture lies over the new canvas.
     """
     values, spec = editing.settle(context)
-    share = editing.strength_of(strength, verbs.STRENGTH)
+    share = editing.strength_of(strength, STRENGTH)
     if verbs.reads(spec.arch) == "image":
         editing.refuse_special_inputs(spec, "outpaint")
     picture = editing.read_picture(image, prompts)
     margins = read_margins(by, to, *picture.size)
-    texts = editing.words(context, values, picture, 'ddgen outpaint IMAGE "a red apple" --by all25%')
+    texts = wording.dress(context.params, values, sample.read_prompts(prompts) if prompts else ("",))
     board, new = canvas.extended(picture.pixels, *margins)
     (height, width), (left, up, *_) = new.shape, margins
     known = (left, up, left + picture.size[0], up + picture.size[1])
@@ -69,12 +77,15 @@ def outpaint(
     frames = verbs.frames_of(spec, windows)
     record = Edit("outpaint", canvas.digest(board), canvas.digest(new), share)
     request = sample.make_request(values, texts, spec, None, None)
+    if texts == ("",) and request.negative is None and request.guidance is None:
+        request = replace(request, guidance=1.0)  # no words to follow: one call a step says all
     request, jobs = editing.plan_jobs(request, spec, record, frames[0].width, frames[0].height)
+    steered = controls.prepare(context.params, jobs, lambda pixels: canvas.fit(pixels, width, height, "crop"))
     editing.warn_of_alpha(picture)
     editing.warn_of_loss(context, values)
     console.detail(f"ddgen: {width}x{height} in {len(frames)} passes")
-    draw = verbs.outside(board, new, frames)
-    sample.deliver(context, values, spec, request, jobs, draw, verbs.steps_of(jobs, len(frames)))
+    draw = verbs.outside(board, new, frames, controls=steered.controls, pictures=steered.pictures)
+    sample.deliver(context, values, spec, request, steered.jobs, draw, verbs.steps_of(jobs, len(frames)))
 
 
 def read_margins(by: str | None, to: str | None, width: int, height: int) -> tuple[int, int, int, int]:

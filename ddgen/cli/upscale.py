@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddgen.app import canvas, plan, verbs
-from ddgen.cli import editing, flags, sample
-from ddgen.cli.editing import EDITING
+from ddgen.cli import console, controls, editing, flags, sample
+from ddgen.cli.editing import EDITING, Picture
 from ddgen.cli.flags import value
 from ddgen.errors import ModelError, UsageError
 from ddgen.request import Edit, Steer
@@ -25,6 +25,7 @@ EXAMPLES = """Examples:
   ddgen upscale apple.png
   ddgen upscale photo.jpg "a harbour, sharp" --by 4 --strength 0.3
   ddgen upscale photo.jpg "a harbour" --by 4 --upscaler 4x-UltraSharp.pth --strength 0.2
+  ddgen upscale photo.jpg -m sd15 --strength 0.6 --control tile:photo.jpg --control-model tile.safetensors
 """
 
 By = Annotated[
@@ -61,11 +62,17 @@ def upscale(
     strength: editing.Strength = None,
     window: Window = None,
     upscaler: Upscaler = None,
+    control: flags.Control = None,
+    control_model: flags.ControlModel = None,
+    image_prompt: flags.ImagePrompt = None,
+    image_prompt_model: flags.ImagePromptModel = None,
+    image_encoder: flags.ImageEncoder = None,
 ) -> None:
     """Make a picture larger and draw its detail anew.
 
     The network works in overlapping windows, so what it needs does not grow with the picture. Without a prompt, the
-    picture's own is used, or none. [--strength 0.35]
+    picture's own is used, or none. [--strength 0.35] A --control's picture lies over IMAGE. A picture that says it
+    is a tile stays one.
     """
     values, spec = editing.settle(context)
     editing.refuse_special_inputs(spec, "upscale")
@@ -74,27 +81,36 @@ def upscale(
     wide, high = enlarged_size(by, *picture.size)
     width, height = (-(-side // spec.divisor) * spec.divisor for side in (wide, high))
     texts = editing.words(context, values, picture)
-    fitted = canvas.fit(picture.pixels, width, height, "stretch")
+    if context.params["tile"] is None:
+        values["tile"] = tile_of(picture) or values["tile"]
+    fitted = canvas.resize(picture.pixels, width, height, values["tile"])
     record = Edit("upscale", canvas.digest(fitted), "", share, None, window_of(window, spec, width, height))
-    if record.window and values["tile"]:
-        raise UsageError(
-            "--tile does not go with windows, whose ends are not the picture's", "add --window 0", id="usage.upscale"
-        )
     request = sample.make_request(values, texts, spec, None, None)
     request, jobs = editing.plan_jobs(request, spec, record, width, height)
+    steered = controls.prepare(
+        context.params, jobs, lambda pixels: canvas.resize(pixels, width, height, values["tile"])
+    )
+    jobs = steered.jobs
     if upscaler is not None:
-        jobs = [replace(job, controls=(record_upscaler(upscaler, picture.pixels),)) for job in jobs]
+        said = record_upscaler(upscaler, picture.pixels)
+        jobs = [replace(job, controls=(*job.controls, said)) for job in jobs]
     editing.warn_of_alpha(picture)
     network = None if upscaler is None else Path(upscaler)
-    sample.deliver(
-        context,
-        values,
-        spec,
-        request,
-        jobs,
-        verbs.enlarged(fitted, wide, high, network, picture.pixels),
-        verbs.steps_of(jobs),
+    draw = verbs.enlarged(
+        fitted, wide, high, network, picture.pixels, controls=steered.controls, pictures=steered.pictures
     )
+    sample.deliver(context, values, spec, request, jobs, draw, verbs.steps_of(jobs))
+
+
+def tile_of(picture: Picture) -> str:
+    """Return along which axes a picture's ends meet, by its own word."""
+    found = picture.says()
+    said = "" if found is None else str(found.settings.get("tile") or "")
+    if said not in plan.TILES:
+        return ""
+    if said:
+        console.detail(f"ddgen: the picture is a tile ({said})")
+    return said
 
 
 def record_upscaler(path: str, pixels: "Pixels") -> Steer:

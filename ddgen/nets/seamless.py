@@ -16,14 +16,15 @@ from torch.nn.functional import conv2d, pad
 
 @contextmanager
 def seamless(networks: Iterable[object], axes: str) -> Iterator[None]:
-    """Have the padded convolutions of some modules wrap around along "x", "y" or both; "" changes nothing."""
-    convolutions = [
+    """Have the padded convolutions of some modules, which may be named twice, wrap around along "x", "y" or both; ""
+    changes nothing."""
+    convolutions = {
         layer
         for network in networks
         if axes and isinstance(network, nn.Module)
         for layer in network.modules()
         if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0)
-    ]
+    }
     for layer in convolutions:
         layer.forward = partial(_wrapped, layer, axes)  # type: ignore[method-assign]
     try:

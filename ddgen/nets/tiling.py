@@ -2,7 +2,8 @@
 
 A tile's weight falls linearly to zero towards every side where it meets another tile, so that what differs
 between tiles (group norms see other statistics, borders see zeros) becomes a slow change over the overlap and
-never an edge.
+never an edge. Where the ends of the field meet (a ring), tiles go round like beads: the last reaches over into
+the first, and the field has no border along that axis.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,62 +16,106 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class Tiling:
-    """Sides of a tile and the least overlap of two neighbours, both in latent cells; overlap <= size / 2."""
+    """Sides of a tile and the least overlap of two neighbours, both in latent cells; overlap <= size / 2.
+
+    ring: the axes, of "x" and "y", along which the field's ends meet.
+    """
 
     size: int = 64
     overlap: int = 16
+    ring: str = ""
+
+    def round_axes(self, height: int, width: int) -> str:
+        """Return the axes along which the tiles of a field of so many cells go round: not those that one tile
+        covers."""
+        return "".join(axis for axis, length in (("x", width), ("y", height)) if axis in self.ring and length > self.size)
 
 
-def spread(length: int, tiling: Tiling) -> list[int]:
-    """Return where tiles start so that they cover `length` evenly with at least the overlap asked for."""
+def spread(length: int, tiling: Tiling, *, ring: bool = False) -> list[int]:
+    """Return where tiles start so that they cover `length` evenly with at least the overlap asked for. On a ring
+    the last may reach over its end."""
     if length <= tiling.size:
         return [0]
     stride = tiling.size - tiling.overlap
+    if ring:
+        count = -(-length // stride)
+        return [round(i * length / count) for i in range(count)]
     count = 1 + -(-(length - tiling.size) // stride)
     return [round(i * (length - tiling.size) / (count - 1)) for i in range(count)]
 
 
-def fades(starts: list[int], size: int, length: int, like: Tensor) -> list[Tensor]:
+def fades(starts: list[int], size: int, length: int, like: Tensor, *, ring: bool = False) -> list[Tensor]:
     """Return one weight vector (size,) per tile of a row; at every place of the row they sum to 1."""
     total = like.new_zeros(length, dtype=torch.float32)
-    weights = []
+    weights, count = [], len(starts)
+    ring = ring and count > 1
+    place = torch.arange(size, device=like.device) + 0.5
+    cells = torch.arange(size, device=like.device)
     for i, start in enumerate(starts):
-        place = torch.arange(size, device=like.device) + 0.5
         weight = torch.ones(size, device=like.device)
-        if i > 0:
-            weight = torch.minimum(weight, place / (starts[i - 1] + size - start))
-        if i + 1 < len(starts):
-            weight = torch.minimum(weight, (size - place) / (start + size - starts[i + 1]))
+        if i > 0 or ring:
+            shared = size - (start - starts[i - 1]) % length
+            weight = torch.minimum(weight, place / shared)
+        if i + 1 < count or ring:
+            shared = size - (starts[(i + 1) % count] - start) % length
+            weight = torch.minimum(weight, (size - place) / shared)
         weights.append(weight)
-        total[start : start + size] += weight
-    return [w / total[s : s + size] for s, w in zip(starts, weights, strict=True)]
+        total[(start + cells) % length] += weight
+    return [weight / total[(start + cells) % length] for start, weight in zip(starts, weights, strict=True)]
 
 
 def in_bands(
     compute: Callable[[slice, slice], Tensor], height: int, width: int, tiling: Tiling, *, cell_out: int = 1
-) -> Iterator[Tensor]:
-    """Yield a field that is computed tile by tile and blended, in bands from top to bottom, each as soon as no
-    further tile reaches into it: what is held is a row of tiles.
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield a field that is computed tile by tile and blended, in bands, each as soon as no further tile reaches
+    into it, with the row at which it begins: what is held is a row of tiles.
 
-    compute: rows and columns of latent cells -> (B, C, h cell_out, w cell_out). height, width: in latent cells.
+    Bands come from top to bottom, but that on a ring the topmost, into which the last tiles reach, come last.
+
+    compute: rows and columns of latent cells -> (B, C, h cell_out, w cell_out); on a ring a slice may end beyond
+    the field, and means its beginning there (`part`). height, width: in latent cells.
     """
-    rows, columns = spread(height, tiling), spread(width, tiling)
+    ring = tiling.round_axes(height, width)
+    rows, columns = spread(height, tiling, ring="y" in ring), spread(width, tiling, ring="x" in ring)
     side_y, side_x = min(height, tiling.size), min(width, tiling.size)
     ends = [*rows[1:], height]
+    over = (rows[-1] + side_y - height) * cell_out  # rows of the top that the last tiles reach into
     held: Tensor | None = None
+    first: Tensor | None = None
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             out = compute(slice(row, row + side_y), slice(column, column + side_x))
             if held is None:
                 held = out.new_zeros(*out.shape[:2], side_y * cell_out, width * cell_out)
-                fade_y = fades([r * cell_out for r in rows], side_y * cell_out, height * cell_out, out)
-                fade_x = fades([c * cell_out for c in columns], side_x * cell_out, width * cell_out, out)
-            place = held[..., column * cell_out : (column + side_x) * cell_out]
-            place += out * (fade_y[i][:, None] * fade_x[j]).to(out.dtype)
-        assert held is not None
-        done = (ends[i] - row) * cell_out
-        yield held[..., :done, :]
+                first = held.new_zeros(*out.shape[:2], over, width * cell_out)
+                sizes = ((rows, side_y, height, "y"), (columns, side_x, width, "x"))
+                fade_y, fade_x = (
+                    fades([start * cell_out for start in starts], side * cell_out, length * cell_out, out, ring=axis in ring)
+                    for starts, side, length, axis in sizes
+                )
+            out = out * (fade_y[i][:, None] * fade_x[j]).to(out.dtype)
+            inside = min(side_x, width - column) * cell_out
+            held[..., column * cell_out : column * cell_out + inside] += out[..., :inside]
+            held[..., : out.shape[-1] - inside] += out[..., inside:]
+        assert held is not None and first is not None
+        top, done = row * cell_out, (ends[i] - row) * cell_out
+        early = max(0, min(over - top, done))
+        first[..., top : top + early, :] += held[..., :early, :]
+        if early < done:
+            yield top + early, held[..., early:done, :]
         held = pad(held[..., done:, :], (0, 0, 0, done))
+    if over:
+        assert held is not None and first is not None
+        yield 0, first + held[..., :over, :]
+
+
+def part(x: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Return some rows and columns of a field; what they reach for beyond its end is its beginning."""
+    for axis, cells in ((-2, rows), (-1, columns)):
+        length = x.shape[axis]
+        inside = x.narrow(axis, cells.start, min(cells.stop, length) - cells.start)
+        x = inside if cells.stop <= length else torch.cat([inside, x.narrow(axis, 0, cells.stop - length)], axis)
+    return x
 
 
 def in_tiles(
@@ -86,15 +131,20 @@ def in_tiles(
         return function(x)
 
     def compute(rows: slice, columns: slice) -> Tensor:
-        return function(x[..., larger(rows, cell_in), larger(columns, cell_in)])
+        return function(part(x, larger(rows, cell_in), larger(columns, cell_in)))
 
+    return gathered(compute, height, width, tiling, cell_out=cell_out)
+
+
+def gathered(
+    compute: Callable[[slice, slice], Tensor], height: int, width: int, tiling: Tiling, *, cell_out: int = 1
+) -> Tensor:
+    """Return the field of `in_bands` whole."""
     result: Tensor | None = None
-    top = 0
-    for band in in_bands(compute, height, width, tiling, cell_out=cell_out):
+    for top, band in in_bands(compute, height, width, tiling, cell_out=cell_out):
         if result is None:
             result = band.new_empty(*band.shape[:2], height * cell_out, width * cell_out)
         result[..., top : top + band.shape[-2], :] = band
-        top += band.shape[-2]
     assert result is not None
     return result
 
