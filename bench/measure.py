@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +25,20 @@ class Absent(Exception):
 
 @dataclass(frozen=True)
 class Ran:
-    """One finished process: wall seconds, and the most memory it held in megabytes (10^6 bytes).
-
-    A process is born with the peak of the one that started it (Linux), so this one must stay small: memory
-    that does not rise above our own peak is not known, and is NaN.
-    """
+    """One finished process: wall seconds, and the most memory it held in megabytes (10^6 bytes)."""
 
     seconds: float
     megabytes: float
+
+
+LAUNCHER = """
+import os, sys, time
+start = time.perf_counter()
+_, status, usage = os.wait4(os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[
+    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]), 0)
+print(status, time.perf_counter() - start, usage.ru_maxrss)
+"""
+"""A process is born with the peak of the one that started it (Linux), so one that is always small does."""
 
 
 def run(argv: Sequence[str], **variables: str) -> Ran:
@@ -43,34 +48,27 @@ def run(argv: Sequence[str], **variables: str) -> Ran:
         RuntimeError: it failed; with what it wrote to standard error.
     """
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as errors:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            argv, cwd=work, stdout=subprocess.DEVNULL, stderr=errors, env={**surroundings(), **variables}
+        launched = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", LAUNCHER, *argv],
+            cwd=work,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**surroundings(), **variables},
+            text=True,
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
+        words = launched.stdout.split()
+        code = os.waitstatus_to_exitcode(int(words[0])) if words else launched.returncode
+        if code != 0:
             errors.seek(0)
-            raise RuntimeError(f"{argv}: exit {process.returncode}\n{errors.read().decode(errors='replace')}")
+            raise RuntimeError(f"{argv}: exit {code}\n{errors.read().decode(errors='replace')}")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
-    above = usage.ru_maxrss > 1.02 * own_peak()  # the system counts a little behind
-    return Ran(seconds, usage.ru_maxrss * unit / 1e6 if above else float("nan"))
+    return Ran(float(words[1]), int(words[2]) * unit / 1e6)
 
 
 def surroundings() -> dict[str, str]:
     """Return the environment of a command: one in which Python keeps what it has compiled, as an install
     does."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
-def own_peak() -> int:
-    """Return the most memory this program has held, in KiB; 0 where a child is not born with it."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    # Not getrusage: that counts what this process was itself born with.
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 class Worker:

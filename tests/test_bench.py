@@ -1,6 +1,5 @@
 """The benchmark's own arithmetic, and README's table as its last results make it. Nothing is timed here."""
 
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -87,12 +86,12 @@ print(large.megabytes - small.megabytes, small.seconds)
 
 
 def test_a_process_is_measured() -> None:
-    """From a small process, as `python -m bench` is; from this one, which is large, memory is not known."""
+    """Whatever the process that asks has held itself."""
     ran = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
     megabytes, seconds = (float(word) for word in ran.stdout.split())
     assert megabytes == pytest.approx(200, abs=20) and seconds > 0
     held = bytearray(b"x") * 100_000_000
-    assert math.isnan(run([sys.executable, "-c", "pass"]).megabytes)
+    assert 0 < run([sys.executable, "-c", "pass"]).megabytes < 50
     del held
     with pytest.raises(RuntimeError, match="exit 3"):
         run([sys.executable, "-c", "raise SystemExit(3)"])
