@@ -445,6 +445,11 @@ def test_without_a_prompt_an_outpaint_goes_on_with_the_picture_alone(ddgen: Call
     assert (plain["prompt"], plain["guidance"]) == ("", 1.0)
     assert worded["guidance"] == 2.5 and kept["guidance"] == 4.0
     assert json.loads(ddgen("outpaint", "c.png", "a dog", *command[2:])[1])["guidance"] == 2.5
+    quick = ("-s", "5", "--steps", "1", "-q")
+    assert ddgen("outpaint", "c.png", "--by", "left8", *quick)[1] == "c-5.png\n"
+    assert [ddgen(*verb, *quick)[1] for verb in (("vary", "p.png"), ("upscale", "p.png", "--by", "1.5"))] == [
+        "p-5.png\n", "p-5-2.png\n"
+    ], "what has no prompt is called after its picture"  # fmt: skip
 
 
 def weights(path: str, *names: str, shape: tuple[int, ...] = (2, 2)) -> None:

@@ -71,11 +71,12 @@ def parse_output(output: str | None, format: str | None = None) -> Target:
 
 
 class Names:
-    """Names for the pictures of one run, none given twice."""
+    """Names for the pictures of one run, none given twice. unnamed: what one without a prompt is called after."""
 
-    def __init__(self, target: Target, *, force: bool = False) -> None:
+    def __init__(self, target: Target, *, force: bool = False, unnamed: str = "") -> None:
         self.target = target
         self.force = force
+        self._unnamed = unnamed
         self._given: set[Path] = set()
 
     def check(self, images: int, *, look_only: bool = False) -> None:
@@ -110,15 +111,18 @@ class Names:
             return target.root / target.name
         suffix = SUFFIXES[target.format]
         if target.kind == "directory":
-            return self._free(target.root / f"{slug(job.prompt)}-{job.seed}{suffix}")
+            return self._free(target.root / f"{self._slug(job)}-{job.seed}{suffix}")
         return self._free(target.root / fill(target.name, job, index))
 
     def sheet(self, job: Job) -> Path:
         """Return a free name for the contact sheet of a run that begins with `job`."""
         below = "" if self.target.kind == "directory" else "grid-"
         return self._free(
-            self.target.root / f"{below}{slug(job.prompt)}-{job.seed}-grid{SUFFIXES[self.target.format]}"
+            self.target.root / f"{below}{self._slug(job)}-{job.seed}-grid{SUFFIXES[self.target.format]}"
         )
+
+    def _slug(self, job: Job) -> str:
+        return slug(job.prompt or self._unnamed)
 
     def _free(self, wanted: Path) -> Path:
         path, number = wanted, 1

@@ -162,6 +162,11 @@ def warn_of_alpha(picture: Picture) -> None:
         console.warn(f"image '{picture.name}': its transparent parts are laid on white")
 
 
+def name_after(picture: Picture, values: dict[str, Any]) -> None:
+    """Have results without a prompt named after the picture."""
+    values["unnamed"] = "" if picture.name == "-" else Path(picture.name).stem
+
+
 def words(
     context: typer.Context,
     values: dict[str, Any],
@@ -188,6 +193,7 @@ def words(
         )
     else:
         texts = ("",)
+        name_after(picture, values)
     return wording.dress(context.params, values, texts)
 
 

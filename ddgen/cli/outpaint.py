@@ -69,6 +69,7 @@ def outpaint(
         editing.refuse_special_inputs(spec, "outpaint")
     picture = editing.read_picture(image, prompts)
     margins = read_margins(by, to, *picture.size)
+    editing.name_after(picture, values)
     texts = wording.dress(context.params, values, sample.read_prompts(prompts) if prompts else ("",))
     board, new = canvas.extended(picture.pixels, *margins)
     (height, width), (left, up, *_) = new.shape, margins

@@ -331,7 +331,7 @@ def check_output(
         planning.check_batch_size(values["batch_size"])
     for job in {job.prompt: job for job in jobs}.values():
         metadata.check_fits(metadata.describe(job, metadata.Origin(), values["metadata"]), target.format)
-    names = Names(target, force=force)
+    names = Names(target, force=force, unnamed=values.get("unnamed", ""))
     count = len(jobs) if images is None else images
     names.check(1 if grid and target.kind == "stdout" else count, look_only=look_only)
     if target.kind != "stdout":
