@@ -7,7 +7,7 @@
 
 MODEL gives the autoencoder, whose latents are generated, and the text tower; DIR is what `ddgen data build stickers`
 wrote. It goes on from DIR/gan.safetensors, and ends with the figures that `ddgen eval` gives of a model: how many things
-are right, and precision, recall and coverage against the training pictures.
+are right, and precision, recall and coverage against the plain training pictures (no recolouring, grounds or scenes).
 
 Ref: Goodfellow et al. 2014 (non-saturating loss); Mescheder et al. 2018, arXiv 1801.04406 (R1); Miyato & Koyama 2018,
 arXiv 1802.05637 (the projection of the condition).

@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--nearest", type=Path)
     options = parser.parse_args()
+    if options.nearest is not None and (options.data is None or not (options.data / "metadata.jsonl").is_file()):
+        parser.error("--nearest needs --data, a folder that 'ddgen data build stickers' wrote")
     pictures = draw(Pipeline.load(options.model, dtype="float32"), PROMPTS.read_text().splitlines(), SEEDS)
     options.into.write_bytes(laid_out(pictures))
     if options.nearest is not None:

@@ -130,6 +130,7 @@ ROWS = [
         " or write \\__ for plain underscores",
     ),
     ("p.txt", GOOD.encode(), "--address ray://10.0.0.5:10001", 2, "--address is for Ray alone; add --engine ray"),
+    ("p.txt", GOOD.encode(), "--engine rya --workers 2", 2, "unknown engine 'rya'; did you mean 'ray'?"),
     ("p.txt", GOOD.encode(), "--worker-cores 1", 2, "--worker-cores is for Ray alone; add --engine ray"),
     ("p.txt", GOOD.encode(), "--no-expand --wildcards x", 2, "--wildcards does not go with --no-expand; drop one"),
     ("p.txt", GOOD.encode(), "--resume", 2, "no such option '--resume'; see 'ddgen batch --help'"),

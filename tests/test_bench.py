@@ -13,6 +13,17 @@ from bench import table  # noqa: E402
 from bench.measure import Absent, Pair, Result, Worker, from_json, measure, merged, run, to_json  # noqa: E402
 from bench.rows import LONG, ROWS  # noqa: E402
 
+def test_the_sheet_asks_for_its_data_before_it_draws(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from bench import sheet
+
+    monkeypatch.setattr(sheet.Pipeline, "load", lambda *_, **__: pytest.fail("drawn"))
+    for more in ((), ("--data", str(tmp_path))):
+        monkeypatch.setattr(sys, "argv", ["sheet", "m", "--into", str(tmp_path / "s.webp"), "--nearest", "n.webp", *more])
+        with pytest.raises(SystemExit) as ended:
+            sheet.main()
+        assert ended.value.code == 2 and "--nearest needs --data" in capsys.readouterr().err
+
+
 MACHINE: dict[str, object] = {
     "date": "2026-01-02",
     "processor": "a processor",

@@ -1,4 +1,4 @@
-"""The GAN that the eval report sets beside the model: what it is told matters, it learns, a saved one goes on."""
+"""The GAN that bench.gan sets beside the model: what it is told matters, it learns, a saved one goes on."""
 
 import json
 from pathlib import Path

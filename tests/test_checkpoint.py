@@ -322,6 +322,22 @@ def test_what_does_not_fit_is_reported_in_one_line(name, tmp_path):
     assert caught.value.id == "model.unfit"
 
 
+@pytest.mark.parametrize("cut", [193, 191, None])
+def test_fused_rows_that_three_does_not_divide_are_refused(cut, tmp_path):
+    """Cut or lengthened by a row, q, k and v would be read from the wrong places, and fit."""
+    small_file(tmp_path / "m.safetensors", "SD21")
+    state = load_file(tmp_path / "m.safetensors")
+    (name,) = (name for name in state if name.endswith("resblocks.1.attn.in_proj_weight"))
+    rows = torch.cat([state[name], state[name]])
+    assert state[name].shape == (192, 64)
+    state[name] = torch.tensor(0.5) if cut is None else rows[:cut].clone()
+    save_file(state, tmp_path / "m.safetensors")
+    with pytest.raises(ModelError) as caught:
+        open_checkpoint(tmp_path / "m.safetensors")
+    said = "no sides" if cut is None else f"{cut}x64"
+    assert caught.value.message == f"model 'm.safetensors' is damaged: '{name}' ({said}) has no 3 equal parts"
+
+
 def test_the_likely_family_is_named(tmp_path):
     sparse(tmp_path / "m.safetensors", full_size("SD15_INPAINT"))
     with pytest.raises(ModelError) as caught:

@@ -185,8 +185,10 @@ def test_a_command_that_needs_a_model_fetches_it_with_its_licence(place):
     (place.path / "w.toml").write_text(
         '[small]\narch = "TINY_SD"\nrepo = "org/small"\nfile = "m.safetensors"\nlicence = "cc0"\n'
     )
+    arguments = ("sample", "a", "--weights-file", "w.toml", "--model", "small", "--steps", "1")
+    refused = place.run(*arguments, "--offline", fake=False).stderr.decode()
+    assert "--offline is set" in refused and "licence" not in refused  # nothing comes, so there are no terms yet
     with FakeHub({"org/small": {"m.safetensors": (place.path / "one.safetensors").read_bytes()}}) as hub:
-        arguments = ("sample", "a", "--weights-file", "w.toml", "--model", "small", "--steps", "1")
         result = place.run(*arguments, fake=False, HF_ENDPOINT=hub.url)
     lines = result.stderr.decode().splitlines()
     assert "ddgen: small: licence cc0" in lines

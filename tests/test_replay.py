@@ -62,6 +62,18 @@ def test_replay_gives_the_same_bytes_and_takes_changes(made: Path, tmp_path: Pat
     assert again.returncode == 7 and "'b.png' exists" in again.stderr
 
 
+def test_a_replay_is_planned_without_being_made(made: Path, tmp_path: Path) -> None:
+    done = run("replay", str(made / "a.png"), "--steps", "5", "-o", "b.png", "--plan", cwd=tmp_path)
+    assert done.returncode == 0 and list(tmp_path.glob("*.png")) == [], done.stderr
+    assert done.stdout.startswith("b.png  128x128") and "5 steps" in done.stdout and "seed 7" in done.stdout
+    done = run("replay", str(made / "a.png"), "--plan", "--json", cwd=tmp_path)
+    record = json.loads(done.stdout)
+    assert (record["type"], record["steps"], record["prompt"]) == ("job", 4, "a (red:1.2) apple")
+    (tmp_path / "b.png").write_bytes(b"")
+    taken = run("replay", str(made / "a.png"), "-o", "b.png", "--plan", cwd=tmp_path)
+    assert taken.returncode == 7 and "'b.png' exists" in taken.stderr
+
+
 def test_what_a_run_changed_about_its_model_is_said_and_done_again(made: Path, tmp_path: Path) -> None:
     plain = ("sample", "a (red:1.2) apple", "-N", "blurry", "--steps", "4", "-s", "7")
     done = run(*plain, "--clip-skip", "2", "-o", "skip.png", cwd=tmp_path)

@@ -231,6 +231,7 @@ def batch(
         raise UsageError(
             "--size and --width/--height say the same thing", "keep one of them", id="usage.size"
         )
+    engine = _word("engine", engine, ("local", "ray"), "local")
     refuse_idle(given)
     planning.check_quality(plain["quality"])
     if plain["batch_size"] is not None:
@@ -248,7 +249,7 @@ def batch(
         max_expansions=_count("--max-expansions", max_expansions, 1, 1_000_000),
         check=check,
         fail_fast=fail_fast,
-        engine=_word("engine", engine, ("local", "ray"), "local"),
+        engine=engine,
         address=address,
         workers=_count("--workers", workers, 1, 10_000),
         strict_tokens=strict_tokens,

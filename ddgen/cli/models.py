@@ -285,9 +285,11 @@ def pull(
     if source is None:
         console.out(str(_place(model, weights_file)))
         return
-    if entry is not None and hub.located(source) is None:
-        pulling.tell_licence(entry.name, entry.said.get("licence", ""), commercial=entry.commercial)
-    console.out(str(pulling.pull(source, model if entry is None else entry.name, mode)))
+    if entry is None:
+        console.out(str(pulling.pull(source, model, mode)))
+    else:
+        licence = entry.said.get("licence", "")
+        console.out(str(pulling.pull(source, entry.name, mode, licence, commercial=entry.commercial)))
 
 
 def remove(

@@ -27,8 +27,7 @@ def here(spec: Spec, mode: str) -> Spec:
     if path is not None or spec.source.repo is None:
         return spec
     entry = registry.entries().get(spec.name)
-    tell_licence(spec.name, spec.licence, commercial=entry is None or entry.commercial)
-    path = pull(spec.source, spec.name, mode)
+    path = pull(spec.source, spec.name, mode, spec.licence, commercial=entry is None or entry.commercial)
     return registry.held(replace(spec, source=replace(spec.source, path=path)))
 
 
@@ -40,8 +39,8 @@ def tell_licence(name: str, licence: str, *, commercial: bool) -> None:
         )
 
 
-def pull(source: Source, name: str, mode: str) -> Path:
-    """Fetch a model, showing how many megabytes have come; return its file or folder.
+def pull(source: Source, name: str, mode: str, licence: str = "", *, commercial: bool = True) -> Path:
+    """Fetch a model, saying its licence first and showing how many megabytes have come; return its file or folder.
 
     Raises:
         NetworkError: it cannot be fetched. ModelError: what came is not what was recorded or announced.
@@ -61,7 +60,7 @@ def pull(source: Source, name: str, mode: str) -> Path:
             shown = came // MEGABYTE
 
     try:
-        return fetch(source, name, on_bytes)
+        return fetch(source, name, on_bytes, lambda: tell_licence(name, licence, commercial=commercial))
     finally:
         if bar is not None:
             bar.__exit__(None, None, None)

@@ -10,7 +10,7 @@ import typer
 
 from ddgen.app import remade, replaying
 from ddgen.app.naming import Names, parse_output
-from ddgen.cli import console, flags, settings
+from ddgen.cli import console, flags, sample_run, settings
 from ddgen.cli.meta import interpreted, read_all
 from ddgen.cli.progress import make_progress
 from ddgen.errors import DdgenError, InputError, ModelError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REPLAY = """Examples:
   ddgen replay apple.png
   ddgen replay apple.png --steps 50 --seed 8 -o again/
+  ddgen replay apple.png --plan
   ddgen replay from-a1111.png --model sd15
 
 Whichever tool wrote the picture, as far as ddgen has the same model and sampler.
@@ -119,6 +120,7 @@ def replay(
     text_backend: flags.TextBackend = None,
     output: flags.Output = None,
     force: flags.Force = False,
+    plan: flags.Plan = False,
     format: flags.Format = None,
     quality: flags.Quality = None,
     metadata: flags.Metadata = None,
@@ -143,11 +145,15 @@ def replay(
     target = parse_output(output, settings.resolve({"format": format}, ("format",))["format"].value)
     names = Names(target, force=force)
     original = open_original(image, model, running, changes, about_model(given))
-    names.check(1, look_only=False)
+    names.check(1, look_only=plan)
     if model is None and original.found.tool != "ddgen":
         said = original.found.rest
         theirs = said.get("model") or said.get("Model") or "unknown"
         console.warn(f"made by {original.found.tool} with model '{theirs}'; here with '{original.spec.name}'")
+    if plan:
+        sample_run.show_plan([original.job], None if target.kind == "stdout" else names, grid=False)
+        sample_run.show_memory(original.spec, original.job, 1)
+        return
     renderer = load(original.spec, running, saving(target.format, running["quality"], running["metadata"]))
     data, _ = render(renderer, original, running, "")
     if target.kind == "stdout":

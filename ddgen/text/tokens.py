@@ -10,7 +10,7 @@ final capital sigma becomes the plain small one). In one point we side with open
 in a prompt is text, not the end token, so that a prompt cannot move the pooled position.
 
 Nothing is cached on disk: building from that file takes 70 ms, reading a saved tokenizer.json 85 to 140 ms.
-The first few short texts of a process are read with only those merges that their words can use, which takes
+The first few short texts of a tokenizer are read with only those merges that their words can use, which takes
 15 ms and gives the same ids: a merge makes a part of a word, or does nothing to it.
 """
 

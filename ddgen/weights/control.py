@@ -15,7 +15,7 @@ from ddgen.nets.config import UNetConfig
 from ddgen.weights import keymap
 from ddgen.weights.header import Header
 from ddgen.weights.keymap import Outline, Take
-from ddgen.weights.split import Part, Stored
+from ddgen.weights.split import Part, Stored, stored_as
 from ddgen.weights.unpickle import read_weights_header
 
 if TYPE_CHECKING:
@@ -158,5 +158,4 @@ def load_control(
 
 def stored(header: Header, name: str) -> Stored:
     """Return a tensor of a file as it is."""
-    take = Take((name,))
-    return Stored(header, take, take.shape([header.tensors[name].shape]))
+    return stored_as(header, Take((name,)))

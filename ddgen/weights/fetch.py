@@ -34,8 +34,12 @@ CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "ddgen.json")
 VARIANTS = ("", ".fp16", ".bf16")
 
 
-def pull(source: Source, name: str, on_bytes: OnBytes | None = None) -> Path:
+def pull(
+    source: Source, name: str, on_bytes: OnBytes | None = None, before: Callable[[], None] = lambda: None
+) -> Path:
     """Fetch what is missing of a model, compare all of it, and return its file or folder.
+
+    before: called before the first byte comes, once nothing stands against it; not where all is here.
 
     Raises:
         NetworkError: offline, no connection, no such repository or file, or a login that is missing.
@@ -60,14 +64,16 @@ def pull(source: Source, name: str, on_bytes: OnBytes | None = None) -> Path:
             id="network.offline",
         )
     try:
-        return _fetch(source, name, record, on_bytes)
+        return _fetch(source, name, record, on_bytes, before)
     except DdgenError:
         raise
     except Exception as fault:  # noqa: BLE001 - the library's own errors, its HTTP client's and the system's meet here
         raise _explained(fault, source.repo, name) from fault
 
 
-def _fetch(source: Source, name: str, record: Pulled | None, on_bytes: OnBytes | None) -> Path:
+def _fetch(
+    source: Source, name: str, record: Pulled | None, on_bytes: OnBytes | None, before: Callable[[], None]
+) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     assert source.repo is not None
@@ -91,6 +97,8 @@ def _fetch(source: Source, name: str, record: Pulled | None, on_bytes: OnBytes |
             "free some space, or set HF_HOME to another disk",
             id="output.space",
         )
+    if missing:
+        before()
     root: Path | None = None
     for item in wanted:
         meter = _meter(item, sum(sizes.values()), on_bytes)

@@ -16,7 +16,7 @@ from ddgen.weights.header import Header, open_regular
 from ddgen.weights.infer import edm_range, infer_arch, infer_prediction
 from ddgen.weights.keymap import Take
 from ddgen.weights.spec import Spec
-from ddgen.weights.split import Part, Split, Stored, first_stage_part, split, text_part, unet_part
+from ddgen.weights.split import Part, Split, Stored, first_stage_part, split, stored_as, text_part, unet_part
 from ddgen.weights.unpickle import read_weights_header
 
 
@@ -171,8 +171,7 @@ def _open_folder(folder: Folder) -> Checkpoint:
         names = merged(found)
 
         def stored(take: Take) -> Stored:
-            header = names[take.names[0]]
-            return Stored(header, take, take.shape(header.tensors[item].shape for item in take.names))
+            return stored_as(names[take.names[0]], take)
 
         parts[name] = build(names, stored)
         taken = {item for one in parts[name].values() for item in one.take.names}

@@ -12,7 +12,7 @@ from pathlib import Path
 from ddgen.errors import ModelError
 from ddgen.nets.config import KLConfig
 from ddgen.weights import keymap
-from ddgen.weights.header import Header
+from ddgen.weights.header import AGAIN, Header, refuse
 from ddgen.weights.keymap import Outline, Take
 
 UNET_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.")
@@ -61,6 +61,19 @@ class Stored:
         return self.header.tensors[self.take.names[0]].dtype
 
 
+def stored_as(header: Header, take: Take, scale: str | None = None) -> Stored:
+    """Return what a take makes of a file's tensors.
+
+    Raises:
+        ModelError: rows that cannot be parted equally: cut somewhere, the pieces would be read askew.
+    """
+    shapes = [header.tensors[name].shape for name in take.names]
+    if take.rows is not None and (not shapes[0] or shapes[0][0] % take.rows[1]):
+        said = "x".join(map(str, shapes[0])) or "no sides"
+        refuse(header.path, f"is damaged: '{take.names[0]}' ({said}) has no {take.rows[1]} equal parts", AGAIN, "shape")
+    return Stored(header, take, take.shape(shapes), scale)
+
+
 Part = dict[str, Stored]
 
 
@@ -101,8 +114,7 @@ def split(header: Header) -> Split:
                 left.difference_update(stored.take.names)
 
     def stored(take: Take) -> Stored:
-        shape = take.shape(header.tensors[name].shape for name in take.names)
-        return Stored(header, take, shape, scales.get(take.names[0]))
+        return stored_as(header, take, scales.get(take.names[0]))
 
     claim("unet", _prefixed(left, UNET_PREFIXES, _is_unet, unet_part, stored))
     towers = []

@@ -15,7 +15,7 @@ from ddgen.errors import ModelError
 from ddgen.weights.control import stored
 from ddgen.weights.header import Header
 from ddgen.weights.keymap import from_openclip_vision
-from ddgen.weights.split import Part, Stored
+from ddgen.weights.split import Part, stored_as
 from ddgen.weights.unpickle import read_weights_header
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def load_tower(files: TowerFiles, dtype: "torch.dtype", device: "torch.device") 
 
 def _part_of_openclip(header: Header) -> Part:
     part: Part = {}
-    for name, info in header.tensors.items():
+    for name in header.tensors:
         for ours, take in from_openclip_vision(name).items():
-            part[ours] = Stored(header, take, take.shape([info.shape]))
+            part[ours] = stored_as(header, take)
     return part
 
 
