@@ -43,7 +43,8 @@ def main() -> None:
     names = arguments.rows or [name for name in ROWS if arguments.all or name not in LONG]
 
     described = machine.describe()
-    results = []
+    results: list[Result] = []
+    failed = []
     for name in names:
         try:
             with console.status(name):
@@ -51,10 +52,16 @@ def main() -> None:
         except Absent as reason:
             console.print(f"{name}: not taken: {reason}", highlight=False)
             continue
+        except RuntimeError as error:  # of one row: the others are still worth their time
+            console.print(f"{name}: failed: {error}", highlight=False, markup=False)
+            failed.append(name)
+            continue
         console.print(f"{name}: {table.comparison(results[-1])}", highlight=False)
         if arguments.save:  # after each, so that nothing taken is lost
             save(results, str(described["date"]))
     show(results)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def show(results: list[Result]) -> None:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,25 +32,29 @@ class Ran:
     megabytes: float
 
 
+PATIENCE = 1800.0  # seconds that a command or one call of a worker may take
 LAUNCHER = """
-import os, sys, time
+import os, signal, sys, time
 start = time.perf_counter()
-_, status, usage = os.wait4(os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[
-    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]), 0)
+child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ, file_actions=[
+    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+signal.setitimer(signal.ITIMER_REAL, float(sys.argv[1]))
+_, status, usage = os.wait4(child, 0)
 print(status, time.perf_counter() - start, usage.ru_maxrss)
 """
 """A process is born with the peak of the one that started it (Linux), so one that is always small does."""
 
 
-def run(argv: Sequence[str], **variables: str) -> Ran:
+def run(argv: Sequence[str], *, patience: float = PATIENCE, **variables: str) -> Ran:
     """Run a command to its end in an empty directory, its output thrown away. variables: of its environment.
 
     Raises:
-        RuntimeError: it failed; with what it wrote to standard error.
+        RuntimeError: it failed, or took longer than its patience (exit -9); with what it wrote to standard error.
     """
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as errors:
         launched = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", LAUNCHER, *argv],
+            [sys.executable, "-I", "-S", "-c", LAUNCHER, str(patience), *argv],
             cwd=work,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -74,10 +79,12 @@ def surroundings() -> dict[str, str]:
 class Worker:
     """A process that has prepared one call (a function of bench/workers*.py) and times it whenever asked.
 
-    work: operations of one call, where the function counts them, else None.
+    work: operations of one call, where the function counts them, else None. patience: seconds that it may take to
+    prepare, or for one call, before it is killed.
     """
 
-    def __init__(self, name: str, *arguments: str) -> None:
+    def __init__(self, name: str, *arguments: str, patience: float = PATIENCE) -> None:
+        self._patience = patience
         argv = [sys.executable, "-W", "ignore", "-m", "bench.workers", name, *arguments]
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
@@ -102,7 +109,10 @@ class Worker:
 
     def _line(self) -> str:
         assert self.process.stdout is not None
+        late = threading.Timer(self._patience, self.process.kill)
+        late.start()
         line = self.process.stdout.readline()
+        late.cancel()
         if not line:
             code = self.process.wait()
             self.errors.seek(0)

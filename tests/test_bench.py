@@ -106,6 +106,10 @@ def test_a_process_is_measured() -> None:
     del held
     with pytest.raises(RuntimeError, match="exit 3"):
         run([sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(RuntimeError, match="exit -9"):
+        run([sys.executable, "-c", "import time; time.sleep(60)"], patience=0.2)
+    with pytest.raises(RuntimeError, match="exit -9"):
+        Worker("sticker_calls", patience=0.05)
 
 
 def test_results_survive_the_file() -> None:
@@ -199,3 +203,20 @@ def test_a_batch_whose_pictures_cost_nothing_is_made() -> None:
         assert batch.run().seconds > 0
     finally:
         batch.close()
+
+
+def test_a_profile_tells_kinds_and_shares() -> None:
+    import torch
+
+    from bench.profile import by_kind, rows, spent
+
+    ours = by_kind([("aten::mkldnn_convolution", 3.0), ("mkldnn::_linear_pointwise", 0.5), ("aten::addmm", 0.5), ("aten::odd", 1.0)])
+    assert ours == {"convolution": 3.0, "linear": 1.0, "other": 1.0}
+    lines = rows(ours, {"linear": 2.0})
+    assert lines[0] == ("convolution", "60.0 %", "3.000 s", "0.0 %", "0.000 s")
+    assert lines[1] == ("linear", "20.0 %", "1.000 s", "100.0 %", "2.000 s")
+    assert lines[-1] == ("all", "100.0 %", "5.000 s", "100.0 %", "2.000 s")
+    matrix = torch.ones(64, 64)
+    with torch.inference_mode():
+        found = spent(lambda: torch.nn.functional.silu(matrix @ matrix))
+    assert found["linear"] > 0 and found["activation"] > 0
