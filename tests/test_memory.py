@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddgen.app import memory
 from ddgen.app import pipeline as pipelines
-from ddgen.app.estimate import decode_bytes, step_bytes
+from ddgen.app.estimate import SMALL_TILE, decode_bytes, step_bytes
 from ddgen.app.memory import (
     Blocks,
     Turns,
@@ -88,16 +88,21 @@ def test_tiles_only_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> No
         fit_decoding(stage, 512, 512, CPU)
         assert stage.slicing and (stage.tiling is not None) is tiled
     monkeypatch.setattr(memory, "free_memory", lambda device: 1)
-    for side, tile in ((256, 64), (128, 32), (64, 32)):  # 128, 64 and 32 latent cells
+    for side, tile in ((256, 64), (128, SMALL_TILE), (64, SMALL_TILE)):  # 128, 64 and 32 latent cells
         fit_decoding(stage, side, side, CPU)
         assert stage.tiling is not None and stage.tiling.size == tile
+    monkeypatch.setattr(memory, "free_memory", lambda device: None)
+    fit_decoding(stage, 256, 256, CPU, kept_small=True)  # whatever is free
+    assert stage.tiling is not None and stage.tiling.size == SMALL_TILE
+    fit_decoding(stage, 256, 256, torch.device("cuda"), kept_small=True)
+    assert stage.tiling is None
 
 
 def test_decoding_is_fitted_before_the_first_step(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     pipeline = Pipeline.load(str(model))
     (job,) = plan(Request(prompts=("a cat",), seed=3), pipeline.spec)
     order: list[str] = []
-    monkeypatch.setattr(pipelines, "fit_decoding", lambda *given: order.append("fitted"))
+    monkeypatch.setattr(pipelines, "fit_decoding", lambda *given, **more: order.append("fitted"))
     run(pipeline, [job], lambda step, steps: order.append("step"))
     assert order == ["fitted"] + ["step"] * job.steps
 

@@ -57,8 +57,6 @@ def assemble(
         UsageError: an unknown device, dtype or text backend.
     """
     place = choose_device(device)
-    if place.type == "cpu":
-        keep_freed_memory()
     path = local_path(spec)
     found = open_checkpoint(path)
     check_arch(spec.arch, spec.name)
@@ -69,6 +67,8 @@ def assemble(
     word = "none" if place.type == "cpu" and offload == "auto" and kept.holds() else offload  # loaded already
     mode = memory.offload_mode(word, place, weights_bytes(found, compute))
     turns, blocks = mode == "parts", mode == "blocks"
+    if place.type == "cpu" and not blocks:  # where memory is what counts, it goes back
+        keep_freed_memory()
     home = torch.device("cpu") if turns or blocks else place
     small = torch.float16 if blocks and compute.itemsize > 2 else compute
     if text_backend == "native" and not blocks:

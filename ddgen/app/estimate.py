@@ -16,6 +16,8 @@ from ddgen.text.config import CLIPConfig
 from ddgen.weights.arch import FAMILIES
 from ddgen.weights.spec import Spec
 
+SMALL_TILE = 28  # latent cells: decoding of pictures that a common tile would cover whole, or where memory is what counts
+
 SMALL = 100_000_000  # parameters
 WORTH_SAYING = 120.0  # seconds
 WORTH_SAYING_EACH = 12.0  # of one picture, where nobody knows how many will come
@@ -148,7 +150,8 @@ def memory(spec: Spec, job: Job, batch: int, *, half: bool, blocks: bool = False
     weights += (2 if blocks else 4) * autoencoder_parameters(stage)
     branches = 1 if job.guidance == 1 else 2
     step = batch * branches * step_bytes(spec.arch.unet, *shape) * size / 4
-    return Memory(weights, step, decode_bytes(stage, job.height, job.width))
+    shown = [min(side, SMALL_TILE * stage.factor) if blocks else side for side in (job.height, job.width)]
+    return Memory(weights, step, decode_bytes(stage, *shown))
 
 
 def memory_line(spec: Spec, job: Job, batch: int) -> str | None:

@@ -2,7 +2,8 @@
 
     batch      fewer pictures at once              where so many asked for need more than 80 % of what is free
     slicing    a batch is decoded picture by picture     always: the same result for less
-    tiling     the autoencoder's fine levels run tile by tile    when decoding needs more than 60 %
+    tiling     the autoencoder's fine levels run tile by tile    when decoding needs more than 60 %, or the
+               weights are kept small on a CPU
     offload    "parts": text, network and autoencoder take turns on a GPU     when the weights fill over 80 %
                "blocks": weights are kept in 16 bits in the computer's memory, and each layer's are brought
                and cast only while it runs                       when that is still, or on a CPU, too much
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ddgen.app.estimate import decode_bytes, step_bytes
+from ddgen.app.estimate import SMALL_TILE, decode_bytes, step_bytes
 from ddgen.app.windows import seen
 from ddgen.errors import choose
 from ddgen.nets.tiling import Tiling
@@ -36,7 +37,6 @@ OFFLOADS = ("auto", "none", "parts", "blocks")
 WEIGHTS_SHARE = 0.8
 BATCH_SHARE = 0.8
 DECODE_SHARE = 0.6
-SMALL_TILE = 32  # latent cells: for pictures that a common tile would cover whole
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -100,19 +100,23 @@ def fitting_batch(spec: Spec, job: Job, size: int, device: torch.device, dtype: 
     return max(1, min(size, int(BATCH_SHARE * free // max(each, 1))))
 
 
-def fit_decoding(stage: FirstStage, height: int, width: int, device: torch.device) -> None:
-    """Choose how an autoencoder decodes pictures of height x width pixels."""
+def fit_decoding(
+    stage: FirstStage, height: int, width: int, device: torch.device, *, kept_small: bool = False
+) -> None:
+    """Choose how an autoencoder decodes pictures of height x width pixels. kept_small: its weights are kept in 16
+    bits (`Blocks`); in the computer's own memory small tiles follow from that, lest decoding take more than a step."""
     if not hasattr(stage, "tiling"):
         return  # patches and tiny autoencoders need next to nothing
     kl = cast("AutoencoderKL", stage)
     free = free_memory(device)
     kl.slicing = True
     tight = free is not None and decode_bytes(kl.config, height, width) > DECODE_SHARE * free
+    least = kept_small and device.type == "cpu"
     kl.tiling = None
-    if tight:
+    if tight or least:
         common = Tiling()
         covered = max(height, width) // kl.factor <= common.size
-        kl.tiling = Tiling(SMALL_TILE, SMALL_TILE // 4) if covered else common
+        kl.tiling = Tiling(SMALL_TILE, SMALL_TILE // 4) if covered or least else common
 
 
 class Blocks:
@@ -181,6 +185,7 @@ class Turns:
 def keep_small(pipeline: Pipeline, compute: torch.dtype) -> None:
     """Let the weights of a pipeline, loaded in 16 bits, be brought layer by layer; a text tower on a GPU
     stays there."""
+    pipeline.kept_small = True
     blocks = Blocks(pipeline.device, compute)
     assert isinstance(pipeline.denoiser.network, nn.Module)
     blocks.add(pipeline.denoiser.network)

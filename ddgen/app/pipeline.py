@@ -63,6 +63,7 @@ class Pipeline:
     digests: sha256 of every weights file by part, for metadata and job ids.
     notes:   what of its LoRAs fits nothing in the model.
     refiner: what takes over from `spec.refiner_start` on.
+    kept_small: weights are kept in 16 bits and brought layer by layer (`memory.keep_small`).
     """
 
     spec: Spec
@@ -73,6 +74,7 @@ class Pipeline:
     digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     refiner: Pipeline | None = None
+    kept_small: bool = False
 
     def __post_init__(self) -> None:
         self.encodings = Encodings(self.text)
@@ -137,7 +139,8 @@ def run(
         seamless([pipeline.first_stage], windows.seamless_axes(jobs[0], arch, least=windows.LEAST)),
         remembering(reading),
     ):
-        fit_decoding(pipeline.first_stage, *windows.seen(jobs[0], least=windows.LEAST), pipeline.device)
+        shown, small = windows.seen(jobs[0], least=windows.LEAST), pipeline.kept_small
+        fit_decoding(pipeline.first_stage, *shown, pipeline.device, kept_small=small)
         latents = sample(pipeline, jobs, on_step, source, on_start, controls, pictures)
         decoded = _decoded(pipeline, jobs, latents)
     bad = [str(job.seed) for job, picture in zip(jobs, decoded, strict=True) if picture is None]
