@@ -16,14 +16,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from ddgen import errors
-from ddgen.app.batch import Group, Interrupted, Render, Runner
+from ddgen.app.batch import Group, Interrupted, Runner
 from ddgen.app.outcome import Made, Missed, Outcome
-from ddgen.errors import DdgenError, ModelError, ResourceError, UsageError
-from ddgen.io import files
-from ddgen.weights.spec import Spec
+from ddgen.app.ray_worker import Recipe, Worker, unpacked
+from ddgen.errors import ResourceError, UsageError
 
 IN_HAND = 2
 """Groups under way per worker: one made, one waiting, so that no worker waits for the driver."""
@@ -31,56 +29,6 @@ IN_HAND = 2
 MAX_DEATHS = 3
 CORES = 2
 LOCAL = ("", "local", "auto", "localhost", "127.0.0.1")
-
-
-class Recipe(Protocol):
-    """What a worker makes its renderer from; it crosses to other machines."""
-
-    def build(self, threads: int) -> Render: ...
-
-
-@dataclass(frozen=True)
-class ModelRecipe:
-    """A model's Spec and how to run it. digests: what the weights must be, there as here."""
-
-    spec: Spec
-    digests: dict[str, str]
-    device: str
-    dtype: str
-    text_backend: str
-    format: str
-    quality: int
-    metadata: str
-    offload: str = "auto"
-    scorer: str = ""
-
-    def build(self, threads: int) -> Render:
-        """Load the pipeline on this worker.
-
-        Raises:
-            ModelError: the weights are not there, or others.
-        """
-        import torch
-
-        from ddgen.app.assemble import assemble
-        from ddgen.app.produce import Saving
-        from ddgen.app.render import Renderer
-
-        torch.set_num_threads(threads)
-        loaded = assemble(
-            self.spec,
-            device=self.device,
-            dtype=self.dtype,
-            text_backend=self.text_backend,
-            offload=self.offload,
-        )
-        if loaded.digests != self.digests:
-            raise ModelError(
-                f"model '{self.spec.name}' has other weights on {os.uname().nodename}",
-                "copy the same file there",
-                id="model.sha256",
-            )
-        return Renderer(loaded, Saving(self.format, self.quality, self.metadata), self.text_backend, scorer=self.scorer)
 
 
 @dataclass(frozen=True)
@@ -96,47 +44,6 @@ class Cluster:
     shared: bool = False
     gpu: bool | None = None
     cores: int | None = None
-
-
-class Worker:
-    """One process of the cluster with a warm renderer. Only plain data crosses."""
-
-    def __init__(self, recipe: Recipe, threads: int, shared: bool) -> None:
-        self._shared = shared
-        self._error: dict[str, str] | None = None
-        try:
-            self._render = recipe.build(threads)
-        except DdgenError as error:
-            self._error = _packed(error)
-
-    def ready(self) -> dict[str, str] | None:
-        """Return the error that kept the worker from starting, as plain data."""
-        return self._error
-
-    def make(self, group: Group) -> list[dict[str, Any]]:
-        """Make a group; the outcomes are plain data, in the order they came."""
-        places = {task.id: index for index, task in enumerate(group)}
-        packed: list[dict[str, Any]] = []
-        try:
-            for outcome in self._render(group, lambda step, steps, images: None):
-                record: dict[str, Any] = {"place": places[outcome.task.id]}
-                if isinstance(outcome, Made):
-                    packed.append({**record, "seconds": outcome.seconds, "data": self._delivered(outcome), "score": outcome.score})
-                else:
-                    packed.append({**record, "error": _packed(outcome.error)})
-        except DdgenError as error:
-            packed.append({"fatal": _packed(error)})
-        return packed
-
-    def _delivered(self, made: Made) -> bytes | None:
-        assert made.data is not None
-        if not self._shared or made.task.contest is not None:
-            return made.data
-        try:
-            files.publish(made.task.path, made.data)
-        except FileExistsError:
-            return made.data  # the driver looks whose it is
-        return None
 
 
 @dataclass
@@ -323,7 +230,7 @@ def _await_ready(ray: Any, handles: list[Any]) -> None:
         raise _Died("a Ray worker died while it loaded the model", mend, id="resource.worker") from error
     for failure in failures:
         if failure is not None:
-            raise _unpacked(failure)
+            raise unpacked(failure)
 
 
 def _lose(group: Group, deaths: int, waiting: deque[tuple[Group, int]]) -> Iterator[Outcome]:
@@ -343,10 +250,10 @@ def _outcomes(group: Group, packed: list[dict[str, Any]]) -> Iterator[Outcome]:
     """Yield what a worker sent back as outcomes of its group."""
     for record in packed:
         if "fatal" in record:
-            raise _unpacked(record["fatal"])
+            raise unpacked(record["fatal"])
         task = group[record["place"]]
         if "error" in record:
-            yield Missed(task, _unpacked(record["error"]))
+            yield Missed(task, unpacked(record["error"]))
         else:
             yield Made(task, record["data"], record["seconds"], record["score"])
 
@@ -387,13 +294,3 @@ def _crew(ray: Any, cluster: Cluster, recipe: Recipe) -> _Crew:
     for _ in range(count):
         crew.start()
     return crew
-
-
-def _packed(error: DdgenError) -> dict[str, str]:
-    return {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "id": error.id}
-
-
-def _unpacked(record: dict[str, str]) -> DdgenError:
-    kind = getattr(errors, record["kind"], DdgenError)
-    found: DdgenError = kind(record["message"], record["hint"], id=record["id"])
-    return found

@@ -214,7 +214,7 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
     spec = pulling.here(spec, values["progress"])
     form = values["format"] if values["format"] is not None else "png"
     if options.engine == "ray":
-        from ddgen.app import ray_runner
+        from ddgen.app import ray_runner, ray_worker
 
         cluster = ray_runner.Cluster(
             options.address,
@@ -223,7 +223,7 @@ def make_runner(options: Options, values: dict[str, Any], spec: Spec, talk: Talk
             {"auto": None, "cpu": False}.get(values["device"], True),
             options.worker_cores,
         )
-        recipe = ray_runner.ModelRecipe(
+        recipe = ray_worker.ModelRecipe(
             spec,
             weights_digests(spec),
             values["device"],
