@@ -84,7 +84,7 @@ class Linear(nn.Linear):
     convolutions do.
 
     PyTorch itself gives the product to MKL, which reaches about half of an AMD core with AVX-512, and adds the
-    bias in a pass of its own. With AVX2 alone MKL is the quicker one: an EPYC core took 0.82 to 1.00 of oneDNN's
+    bias in a pass of its own. With AVX2 alone MKL is the quicker one: an EPYC core took 0.56 to 1.00 of oneDNN's
     time in 25 of 26 shapes of this package's networks.
     """
 
