@@ -107,6 +107,15 @@ def test_decoding_is_fitted_before_the_first_step(model: Path, monkeypatch: pyte
     assert order == ["fitted"] + ["step"] * job.steps
 
 
+def test_small_tiles_are_for_pictures_that_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    pipeline = Pipeline.load(str(model), offload="blocks")
+    asked: list[bool] = []
+    monkeypatch.setattr(pipelines, "fit_decoding", lambda *given, kept_small: asked.append(kept_small))
+    for tile in ("", "xy"):
+        run(pipeline, list(plan(Request(prompts=("a cat",), seed=3, steps=2, tile=tile), pipeline.spec)))
+    assert asked == [True, False]
+
+
 def test_a_batch_is_cut_to_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     (job,) = plan(Request(prompts=("a cat",), seed=3), SPEC)
     each = 2 * step_bytes(SPEC.arch.unet, 8, 8)

@@ -139,7 +139,8 @@ def run(
         seamless([pipeline.first_stage], windows.seamless_axes(jobs[0], arch, least=windows.LEAST)),
         remembering(reading),
     ):
-        shown, small = windows.seen(jobs[0], least=windows.LEAST), pipeline.kept_small
+        # Small tiles would end where a seamless picture goes on.
+        shown, small = windows.seen(jobs[0], least=windows.LEAST), pipeline.kept_small and not jobs[0].tile
         fit_decoding(pipeline.first_stage, *shown, pipeline.device, kept_small=small)
         latents = sample(pipeline, jobs, on_step, source, on_start, controls, pictures)
         decoded = _decoded(pipeline, jobs, latents)
