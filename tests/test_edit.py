@@ -68,6 +68,7 @@ def pixel_pipeline(in_channels: int = 192) -> SimpleNamespace:
         device=torch.device("cpu"),
         network=network,
         refiner=None,
+        kept_small=False,
     )
 
 
