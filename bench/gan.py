@@ -6,8 +6,9 @@
     G:  softplus(-D(G(z, c), c))
 
 MODEL gives the autoencoder, whose latents are generated, and the text tower; DIR is what `ddgen data build stickers`
-wrote. It goes on from DIR/gan.safetensors, and ends with the figures that `ddgen eval` gives of a model: how many things
-are right, and precision, recall and coverage against the plain training pictures (no recolouring, grounds or scenes).
+wrote; the minutes are of processor time. It goes on from DIR/gan.safetensors, and ends with the figures that
+`ddgen eval` gives of a model: how many things are right, and precision, recall and coverage against the plain
+training pictures (no recolouring, grounds or scenes).
 
 Ref: Goodfellow et al. 2014 (non-saturating loss); Mescheder et al. 2018, arXiv 1801.04406 (R1); Miyato & Koyama 2018,
 arXiv 1802.05637 (the projection of the condition).
@@ -219,7 +220,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of processor time (60)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-4)
     options = parser.parse_args()
@@ -230,9 +231,9 @@ def main() -> None:
     print(f"{contest.parameters:,} parameters, {len(contest.data)} pictures, step {contest.step}", flush=True)
     losses = []
     while contest.seconds < 60 * options.minutes:
-        begun = time.monotonic()
+        begun = time.process_time()
         losses.append(contest.advance(options.batch))
-        contest.seconds += time.monotonic() - begun
+        contest.seconds += time.process_time() - begun
         if contest.step % 200 == 0 or contest.seconds >= 60 * options.minutes:
             contest.save()
             d, g = np.mean(losses, axis=0)

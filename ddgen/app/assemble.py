@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ddgen.app import kept, memory
-from ddgen.app.allocator import keep_freed_memory
+from ddgen.app.allocator import give_back_freed_memory, keep_freed_memory
 from ddgen.app.identity import weights_digests
 from ddgen.app.pipeline import FirstStage, Pipeline, TextEncoder
 from ddgen.diffusion.denoiser import Denoiser
@@ -67,8 +67,8 @@ def assemble(
     word = "none" if place.type == "cpu" and offload == "auto" and kept.holds() else offload  # loaded already
     mode = memory.offload_mode(word, place, weights_bytes(found, compute))
     turns, blocks = mode == "parts", mode == "blocks"
-    if place.type == "cpu" and not blocks:  # where memory is what counts, it goes back
-        keep_freed_memory()
+    if place.type == "cpu":
+        give_back_freed_memory() if blocks else keep_freed_memory()
     home = torch.device("cpu") if turns or blocks else place
     small = torch.float16 if blocks and compute.itemsize > 2 else compute
     if text_backend == "native" and not blocks:
