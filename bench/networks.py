@@ -48,9 +48,10 @@ def operations(call: Call) -> float:
     return float(counter.get_total_flops())
 
 
-def place_of(device: str) -> tuple[torch.device, torch.dtype]:
+def place_of(device: str, *, keep: bool = True) -> tuple[torch.device, torch.dtype]:
+    """Return a device and what networks compute in there. keep: freed memory, on the processor, as runs do."""
     place = torch.device(device)
-    if place.type == "cpu":
+    if place.type == "cpu" and keep:
         from ddgen.app.allocator import keep_freed_memory
 
         keep_freed_memory()
@@ -118,19 +119,23 @@ def guided_work(family: str, side: int, batch: int) -> float:
     return operations(lambda: network(x, x.new_zeros(len(x)), given["context"], given["vector"]))
 
 
-def step_ours(family: str, side: str, batch: str, device: str = "cpu") -> Counted:
-    """A guided step as a run does it. side: latent cells."""
+def step_ours(family: str, side: str, batch: str, device: str = "cpu", without: str = "") -> Counted:
+    """A guided step as a run does it. side: latent cells. without: one of bench.without.WAYS that is left out."""
     from ddgen.conditioning import Conditioning
     from ddgen.diffusion.denoiser import Denoiser
     from ddgen.diffusion.guidance import guided
     from ddgen.diffusion.schedule import make_schedule
+    from ddgen.nets import layers
     from ddgen.nets.attention import remembering
     from ddgen.nets.unet import UNet
     from ddgen.weights.arch import FAMILIES
 
-    place, dtype = place_of(device)
+    place, dtype = place_of(device, keep=without != "memory")
+    if without == "linear":
+        layers.ONEDNN = True
     with torch.device("meta"):
         network = UNet(FAMILIES[family].unet)
+    network.one_for_many = without != "prefix"
     shared_weights(network, place, dtype)
     given = told(family, int(side), int(batch), place, dtype)
     count = int(batch)
@@ -140,8 +145,17 @@ def step_ours(family: str, side: str, batch: str, device: str = "cpu") -> Counte
     )
     denoiser = Denoiser(network, "eps", make_schedule({"kind": "scaled_linear"}), dtype=dtype)
     denoise = guided(denoiser, cond, uncond, scale=7.5)
-    remembering([network]).__enter__()  # for as long as the worker lives
+    if without == "batch":
+        denoise = partial(_one_by_one, [guided(denoiser, one, None, scale=1.0) for one in (cond, uncond)])
+
+    if without != "keys":
+        remembering([network]).__enter__()  # for as long as the worker lives
     return waited(lambda: denoise(given["x"], SIGMA), place), guided_work(family, int(side), count)
+
+
+def _one_by_one(branches: list[Callable[[Tensor, float], Tensor]], x: Tensor, sigma: float) -> Tensor:
+    d_cond, d_uncond = (branch(x, sigma) for branch in branches)
+    return d_uncond + 7.5 * (d_cond - d_uncond)
 
 
 def step_diffusers(family: str, side: str, batch: str, device: str = "cpu", how: str = "eager") -> Counted:

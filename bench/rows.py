@@ -12,7 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench import batches, seeing, training, warmth, whole
+from bench import batches, seeing, training, warmth, whole, without
 from bench.measure import ROOT, Absent, Pair, Worker, run
 
 PYTHON = sys.executable
@@ -293,6 +293,7 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "load-xl-memory": partial(load_memory, "SDXL"),
     "step": partial(step, "SD15", 64, 1),
     "step-4": partial(step, "SD15", 64, 4, repeats=1, warmups=0),
+    "step-8": partial(step, "SD15", 64, 8, repeats=1, warmups=0),
     "step-1024": partial(step, "SD15", 128, 1, repeats=1, warmups=0),
     "step-xl": partial(step, "SDXL", 128, 1, repeats=1, warmups=0),
     "step-compiled": step_compiled,
@@ -300,6 +301,8 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "decode": partial(vae, "decode", "VAE decode, 512 x 512"),
     "decode-tiled": partial(vae, "decode", "VAE decode, 512 x 512, tiles of 256", 32, repeats=1),
     "encode": partial(vae, "encode", "VAE encode, 512 x 512"),
+    "encode-tiled": partial(vae, "encode", "VAE encode, 512 x 512, tiles of 256", 32, repeats=1),
+    **without.ROWS,
     **warmth.ROWS,
     **whole.ROWS,
     **batches.ROWS,
@@ -313,6 +316,7 @@ ROWS: dict[str, Callable[[], Pair]] = {
     },
 }
 LONG = (
-    "upscale-memory", "load-xl", "load-xl-memory", "step-1024", "step-xl", "step-compiled", "step-openvino", "decode-tiled",
-    *warmth.LONG, *whole.LONG, *batches.LONG, *training.ROWS, *seeing.ROWS,
+    "upscale-memory", "load-xl", "load-xl-memory", "step-8", "step-1024", "step-xl", "step-compiled", "step-openvino",
+    "decode-tiled", "encode-tiled",
+    *warmth.LONG, *whole.LONG, *batches.LONG, *training.ROWS, *seeing.ROWS, *without.ROWS,
 )  # fmt: skip

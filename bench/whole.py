@@ -1,5 +1,6 @@
 """Rows about whole pictures of a Stable Diffusion 1.5 on random weights, from a file of 2.1 GB to the PNG: a
-fresh process against one of each peer. 256 x 256 and four steps, so that a processor ends with it.
+fresh process against one of each peer. 256 x 256 and four steps, so that a processor ends with it; once 512 x 512
+and twenty, as people draw.
 """
 
 import sys
@@ -14,7 +15,7 @@ PYTHON = sys.executable
 DDGEN = str(Path(sys.executable).with_name("ddgen"))
 PEERS = Path(__file__).parent / "peers"
 STEPS, SIDE = 4, 256
-FLAGS = ["--size", f"{SIDE}x{SIDE}", "--steps", str(STEPS), "--sampler", "euler", "--guidance", "7.5"]
+USUAL = (20, 512)
 
 
 def checkpoint() -> tuple[tempfile.TemporaryDirectory[str], str]:
@@ -26,17 +27,19 @@ def checkpoint() -> tuple[tempfile.TemporaryDirectory[str], str]:
     return folder, path
 
 
-def sample(path: str, *more: str) -> list[str]:
-    return [DDGEN, "sample", "a red apple", "--model", path, *FLAGS, "--seed", "7", "-o", "apple.png", *more]
+def sample(path: str, *more: str, steps: int = STEPS, side: int = SIDE) -> list[str]:
+    flags = ["--size", f"{side}x{side}", "--steps", str(steps), "--sampler", "euler", "--guidance", "7.5"]
+    return [DDGEN, "sample", "a red apple", "--model", path, *flags, "--seed", "7", "-o", "apple.png", *more]
 
 
-WHAT = f"a picture of {SIDE} x {SIDE} in {STEPS} steps, SD1.5 shape, cold, to the PNG"
+def what(steps: int = STEPS, side: int = SIDE) -> str:
+    return f"a picture of {side} x {side} in {steps} steps, SD1.5 shape, cold, to the PNG"
 
 
-def against_diffusers(*, memory: bool = False) -> Pair:
+def against_diffusers(steps: int = STEPS, side: int = SIDE, *, memory: bool = False, repeats: int = 2) -> Pair:
     folder, path = checkpoint()
     run([DDGEN, "models", "convert", path, f"{folder.name}/diffusers"])
-    script = [PYTHON, str(PEERS / "diffusers_image.py"), f"{folder.name}/diffusers", str(SIDE), str(STEPS)]
+    script = [PYTHON, str(PEERS / "diffusers_image.py"), f"{folder.name}/diffusers", str(side), str(steps)]
     if memory:
         return Pair(
             "the same: peak memory",
@@ -49,13 +52,13 @@ def against_diffusers(*, memory: bool = False) -> Pair:
             warmups=0,
         )
     return Pair(
-        WHAT,
-        lambda: run(sample(path)).seconds,
+        what(steps, side),
+        lambda: run(sample(path, steps=steps, side=side)).seconds,
         "a diffusers script",
         lambda: run(script).seconds,
         target=1.0,
         close=folder.cleanup,
-        repeats=2,
+        repeats=repeats,
         warmups=0,
     )
 
@@ -66,7 +69,7 @@ def against_cpp() -> Pair:
     folder, path = checkpoint()
     script = [PYTHON, str(PEERS / "cpp_image.py"), path, str(SIDE), str(STEPS)]
     return Pair(
-        WHAT,
+        what(),
         lambda: run(sample(path)).seconds,
         "stable-diffusion.cpp",
         lambda: run(script).seconds,
@@ -79,12 +82,12 @@ def against_cpp() -> Pair:
 
 def kept_small(*, memory: bool) -> Pair:
     folder, path = checkpoint()
-    small, usual = [*sample(path), "--offload", "blocks"], sample(path)
+    blocks = ("--offload", "blocks")
     whole = Pair(
         "`--offload blocks`: a picture of 512 x 512, SD1.5 shape, one step: peak memory",
-        lambda: run([*small, "--size", "512x512", "--steps", "1"]).megabytes,
+        lambda: run(sample(path, *blocks, steps=1, side=512)).megabytes,
         "without",
-        lambda: run([*usual, "--size", "512x512", "--steps", "1"]).megabytes,
+        lambda: run(sample(path, steps=1, side=512)).megabytes,
         unit="MB",
         close=folder.cleanup,
         repeats=1,
@@ -93,10 +96,10 @@ def kept_small(*, memory: bool) -> Pair:
     if memory:
         return whole
     return Pair(
-        "`--offload blocks`: " + WHAT,
-        lambda: run(small).seconds,
+        "`--offload blocks`: " + what(),
+        lambda: run(sample(path, *blocks)).seconds,
         "without",
-        lambda: run(usual).seconds,
+        lambda: run(sample(path)).seconds,
         close=folder.cleanup,
         repeats=2,
         warmups=0,
@@ -105,9 +108,10 @@ def kept_small(*, memory: bool) -> Pair:
 
 ROWS: dict[str, Callable[[], Pair]] = {
     "image": against_diffusers,
+    "image-20": lambda: against_diffusers(*USUAL, repeats=1),
     "image-memory": lambda: against_diffusers(memory=True),
     "image-cpp": against_cpp,
     "small": lambda: kept_small(memory=False),
     "small-memory": lambda: kept_small(memory=True),
 }
-LONG = ("image-memory", "image-cpp", "small", "small-memory")
+LONG = ("image-20", "image-memory", "image-cpp", "small", "small-memory")
