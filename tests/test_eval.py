@@ -257,12 +257,13 @@ def test_the_command_measures_and_writes_a_page(tmp_path: Path) -> None:
             lines.append(json.dumps({"file_name": f"{style}/{icon}.png", "icon": icon, "style": style}))
     (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(lines))
     (tmp_path / "s.jsonl").write_text('{"prompt": "a red apple", "kind": "concept", "concepts": ["red-apple"]}\n')
-    command = [DDGEN, "eval", "sticker", "--data", "data", "--suite", "s.jsonl", "-o", "out", "--seed", "0-1", "--variety", "2", "--json"]
+    command = [DDGEN, "eval", "sticker", "--data", "data", "--suite", "s.jsonl", "-o", "out", "--seed", "0-1", "--variety", "2", "--json", "--steps", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["models"][0]["model"] == "sticker" and found["models"][0]["follows"]["concept"]["of"] == 2
     assert found["models"][0]["vendi"]["a red apple"]["seeds"] == 2
+    assert found["models"][0]["settings"] == {"steps": 2, "guidance": 2.5, "sampler": "ddim", "spacing": "linspace"}
     assert json.loads((tmp_path / "out" / "figures.json").read_text())["models"] == found["models"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/webp") == 3 and "a red apple" in page
@@ -275,6 +276,8 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     for more, code, words in (
         ([str(tmp_path)], 4, "ddgen data build stickers"),
         ([str(tmp_path), "--variety", "1"], 2, "--variety 1"),
+        ([str(tmp_path), "--steps", "0"], 2, "--steps 0"),
+        ([str(tmp_path), "--sampler", "eular"], 2, "euler"),
         ([str(tmp_path), "--suite", str(tmp_path / "no")], 4, "cannot be read"),
     ):
         done = subprocess.run([*base, *more], capture_output=True, text=True, timeout=120)

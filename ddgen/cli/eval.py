@@ -3,7 +3,7 @@
 import json as jsons
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,10 +12,14 @@ from ddgen.cli.progress import make_progress
 from ddgen.errors import OutputError, UsageError
 from ddgen.io import files
 
+if TYPE_CHECKING:
+    from ddgen.weights.spec import Spec
+
 EXAMPLES = """Examples:
   ddgen data build stickers data/stickers
   ddgen eval sticker --data data/stickers -o report
   ddgen eval sticker runs/mine/model.safetensors --data data/stickers -o report --seed 0-1
+  ddgen eval sticker --data data/stickers -o quick --steps 4
 """
 EVALUATION = "Evaluation"
 
@@ -49,6 +53,9 @@ def evaluate(
     suite: Suite = None,
     seed: Seeds = None,
     variety: Variety = None,
+    steps: flags.Steps = None,
+    guidance: flags.Guidance = None,
+    sampler: flags.Sampler = None,
     device: flags.Device = None,
     dtype: flags.Dtype = None,
     force: flags.Force = False,
@@ -72,7 +79,7 @@ def evaluate(
     from ddgen.weights import registry
 
     rows = suites.build() if suite is None else list(suites.read(suite))
-    specs = [registry.find(model) for model in models]  # an unknown name is told before anything is made
+    specs = [asked_for(registry.find(model), steps, guidance, sampler) for model in models]  # an unknown name is told before anything is made
     names = [spec.name for spec in specs]
     labels = [name if names.count(name) == 1 else model for name, model in zip(names, models, strict=True)]
     targets = [output / "report.html", output / "figures.json"]
@@ -100,7 +107,9 @@ def evaluate(
             found = work.evaluate(pipeline, rows, seeds, court, real, scorer, variety=many, told=bar.advance)
             figures.append(replace(found, model=called))
     shares = {kind: {"right": right, "of": of} for kind, (right, of) in checked.items()}
-    plain = {"evaluator": shares, "models": [item.plain(checked) for item in figures]}
+    drawn = [{name: getattr(spec.defaults, name) for name in DRAWN} for spec in specs]
+    told = [item.plain(checked) | {"settings": each} for item, each in zip(figures, drawn, strict=True)]
+    plain = {"evaluator": shares, "models": told}
     files.publish(targets[1], (jsons.dumps(plain, indent=1) + "\n").encode(), force=force)
     files.publish(targets[0], report.page(figures, checked), force=force)
     if json:
@@ -109,3 +118,25 @@ def evaluate(
     for line in report.lines(figures, checked):
         console.say(line)
     console.out(str(targets[0]))
+
+
+DRAWN = ("steps", "guidance", "sampler", "spacing")
+
+
+def asked_for(spec: "Spec", steps: str | None, guidance: str | None, sampler: str | None) -> "Spec":
+    """Return a model whose own settings are those of the command line.
+
+    Raises:
+        UsageError: a setting that is unknown or out of range.
+    """
+    from ddgen.app.plan import resolve
+    from ddgen.request import Request
+
+    request = Request(
+        ("",),
+        steps=None if steps is None else settings.read_flag("--steps", steps, settings.whole),
+        guidance=None if guidance is None else settings.read_flag("--guidance", guidance, settings.number),
+        sampler=sampler,
+    )
+    found = resolve(request, spec)
+    return replace(spec, defaults=replace(spec.defaults, **{name: found[name] for name in DRAWN}))
