@@ -29,6 +29,7 @@ from ddgen.app.pipeline import Pipeline, run
 from ddgen.app.plan import plan
 from ddgen.errors import UsageError
 from ddgen.nets.config import KLConfig, PatchConfig
+from ddgen.nets.tiling import Tiling
 from ddgen.nets.vae import AutoencoderKL
 from ddgen.request import Request
 
@@ -94,8 +95,14 @@ def test_tiles_only_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(memory, "free_memory", lambda device: None)
     fit_decoding(stage, 256, 256, CPU, kept_small=True)  # whatever is free
     assert stage.tiling is not None and stage.tiling.size == SMALL_TILE
+    fit_decoding(stage, 256, 256, CPU, kept_small=True, ring="x")
+    assert stage.tiling == Tiling(SMALL_TILE, SMALL_TILE // 4, "x")
     fit_decoding(stage, 256, 256, torch.device("cuda"), kept_small=True)
     assert stage.tiling is None
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    for side in (256, 64):
+        fit_decoding(stage, side, side, CPU, ring="xy")
+        assert stage.tiling is not None and stage.tiling.ring == "xy"
 
 
 def test_decoding_is_fitted_before_the_first_step(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -107,13 +114,13 @@ def test_decoding_is_fitted_before_the_first_step(model: Path, monkeypatch: pyte
     assert order == ["fitted"] + ["step"] * job.steps
 
 
-def test_small_tiles_are_for_pictures_that_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_small_tiles_of_a_seamless_picture_go_round(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     pipeline = Pipeline.load(str(model), offload="blocks")
-    asked: list[bool] = []
-    monkeypatch.setattr(pipelines, "fit_decoding", lambda *given, kept_small: asked.append(kept_small))
+    asked: list[tuple[bool, str]] = []
+    monkeypatch.setattr(pipelines, "fit_decoding", lambda *given, kept_small, ring: asked.append((kept_small, ring)))
     for tile in ("", "xy"):
         run(pipeline, list(plan(Request(prompts=("a cat",), seed=3, steps=2, tile=tile), pipeline.spec)))
-    assert asked == [True, False]
+    assert asked == [(True, ""), (True, "xy")]
 
 
 def test_a_batch_is_cut_to_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:

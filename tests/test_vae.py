@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ddgen.nets import vae
 from ddgen.nets.config import KLConfig
+from ddgen.nets.seamless import seamless
 from ddgen.nets.tiling import Tiling, fades, in_tiles, spread
 from ddgen.nets.vae import AutoencoderKL
 
@@ -197,6 +198,51 @@ def test_rolling_a_ring_rolls_what_its_tiles_make() -> None:
         return (made(x.roll(24, -1), ring) - made(x, ring).roll(24, -1)).abs().max().item()
 
     assert uneven("x") < 1e-6 and uneven("") > 0.1
+
+
+@pytest.mark.parametrize("axes", ["x", "y", "xy"])
+@pytest.mark.parametrize("size", [(48, 48), (16, 48), (48, 12)])
+def test_rolling_a_seamless_picture_rolls_what_its_tiles_make(axes: str, size: tuple[int, int]) -> None:
+    """Four tiles round an axis, or one that runs round itself; the middle sees the whole field and runs round it."""
+    network = ours(SMALL)
+    latents = draw(1, 4, *size, seed=1)
+    shifts = [12 if axis in axes else 0 for axis in "yx"]
+    across = [4 * shift for shift in shifts]
+    # Encoders pad at one end only before they halve, which a single tile does at its own.
+    pixels = draw(1, 3, *(4 * side for side in size), seed=2) if min(size) > 16 else None
+
+    def uneven(ring: str) -> float:
+        network.tiling = Tiling(16, 4, ring)
+        with torch.inference_mode(), seamless([network], axes):
+            apart = distance(network.decode(latents).roll(across, (2, 3)), network.decode(latents.roll(shifts, (2, 3))))
+            if pixels is not None:
+                means = (network.moments(pixels)[0], network.moments(pixels.roll(across, (2, 3)))[0])
+                apart = max(apart, distance(means[0].roll(shifts, (2, 3)), means[1]))
+        assert not any("forward" in vars(layer) for layer in network.modules())
+        return apart
+
+    assert uneven(axes) < 1e-9
+    assert uneven("") > 1e-4 or not any(side > 16 for side, axis in zip(size, "yx", strict=True) if axis in axes)
+
+
+def test_the_inner_of_two_seamless_decides() -> None:
+    layer = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    torch.nn.init.ones_(layer.weight)
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    plain = layer(x)
+    with torch.inference_mode(), seamless([layer], "xy"):
+        assert (layer(x) == 36).all()
+        with seamless([layer], "x"):
+            assert (layer(x) == layer(x)[..., :1]).all() and layer(x).unique().numel() == 3
+        with seamless([layer], ""):
+            assert torch.equal(layer(x), plain)
+        assert (layer(x) == 36).all()
+    kept = layer.forward = lambda x: x  # type: ignore[method-assign]
+    with seamless([layer], ""):
+        assert layer(x) is x, "what others put there stays"
+    with seamless([layer], "x"):
+        assert layer(x) is not x
+    assert layer.forward is kept
 
 
 def test_tiles_of_a_local_function_are_exact() -> None:

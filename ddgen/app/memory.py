@@ -101,10 +101,11 @@ def fitting_batch(spec: Spec, job: Job, size: int, device: torch.device, dtype: 
 
 
 def fit_decoding(
-    stage: FirstStage, height: int, width: int, device: torch.device, *, kept_small: bool = False
+    stage: FirstStage, height: int, width: int, device: torch.device, *, kept_small: bool = False, ring: str = ""
 ) -> None:
     """Choose how an autoencoder decodes pictures of height x width pixels. kept_small: its weights are kept in 16
-    bits (`Blocks`); in the computer's own memory small tiles follow from that, lest decoding take more than a step."""
+    bits (`Blocks`); in the computer's own memory small tiles follow from that, lest decoding take more than a step.
+    ring: the axes along which its convolutions run round."""
     if not hasattr(stage, "tiling"):
         return  # patches and tiny autoencoders need next to nothing
     kl = cast("AutoencoderKL", stage)
@@ -114,9 +115,9 @@ def fit_decoding(
     least = kept_small and device.type == "cpu"
     kl.tiling = None
     if tight or least:
-        common = Tiling()
+        common = Tiling(ring=ring)
         covered = max(height, width) // kl.factor <= common.size
-        kl.tiling = Tiling(SMALL_TILE, SMALL_TILE // 4) if covered or least else common
+        kl.tiling = Tiling(SMALL_TILE, SMALL_TILE // 4, ring) if covered or least else common
 
 
 class Blocks:

@@ -133,15 +133,15 @@ def run(
     """
     networks = [part.denoiser.network for part in (pipeline, pipeline.refiner) if part is not None]
     reading = [*networks, *(control.network for control in controls)]
-    arch = pipeline.spec.arch
+    arch, stage = pipeline.spec.arch, pipeline.first_stage
+    ring = windows.seamless_axes(jobs[0], arch, least=windows.LEAST)
     with (
         seamless(reading, windows.seamless_axes(jobs[0], arch)),
-        seamless([pipeline.first_stage], windows.seamless_axes(jobs[0], arch, least=windows.LEAST)),
+        seamless([stage], ring),
         remembering(reading),
     ):
-        # Small tiles would end where a seamless picture goes on.
-        shown, small = windows.seen(jobs[0], least=windows.LEAST), pipeline.kept_small and not jobs[0].tile
-        fit_decoding(pipeline.first_stage, *shown, pipeline.device, kept_small=small)
+        shown = windows.seen(jobs[0], least=windows.LEAST)
+        fit_decoding(stage, *shown, pipeline.device, kept_small=pipeline.kept_small, ring=ring)
         latents = sample(pipeline, jobs, on_step, source, on_start, controls, pictures)
         decoded = _decoded(pipeline, jobs, latents)
     bad = [str(job.seed) for job, picture in zip(jobs, decoded, strict=True) if picture is None]

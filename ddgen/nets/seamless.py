@@ -3,7 +3,7 @@
     with seamless([unet, decoder], "x"):  ...   the left neighbour of column 0 is the last column
 
 Networks without positions become equivariant to rolling the picture along that axis; attention always was. A
-network with position channels still knows where its canvas begins.
+network with position channels still knows where its canvas begins. Within another, the inner one decides.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,22 +16,27 @@ from torch.nn.functional import conv2d, pad
 
 @contextmanager
 def seamless(networks: Iterable[object], axes: str) -> Iterator[None]:
-    """Have the padded convolutions of some modules, which may be named twice, wrap around along "x", "y" or both; ""
-    changes nothing."""
-    convolutions = {
-        layer
+    """Have the padded convolutions of some modules, which may be named twice, wrap around along "x", "y" or both, and
+    along no other axis."""
+    before = {
+        layer: vars(layer).get("forward")
         for network in networks
-        if axes and isinstance(network, nn.Module)
+        if isinstance(network, nn.Module)
         for layer in network.modules()
         if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0)
     }
-    for layer in convolutions:
-        layer.forward = partial(_wrapped, layer, axes)  # type: ignore[method-assign]
+    for layer, forward in before.items():
+        if axes:
+            layer.forward = partial(_wrapped, layer, axes)  # type: ignore[method-assign]
+        elif isinstance(forward, partial) and forward.func is _wrapped:
+            del layer.forward
     try:
         yield
     finally:
-        for layer in convolutions:
-            del layer.forward
+        for layer, forward in before.items():
+            vars(layer).pop("forward", None)
+            if forward is not None:
+                layer.forward = forward  # type: ignore[method-assign]
 
 
 def _wrapped(layer: nn.Conv2d, axes: str, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
 
 from ddgen.nets.config import KLConfig
+from ddgen.nets.seamless import seamless
 from ddgen.nets.tiling import Tiling, in_tiles
 
 
@@ -179,7 +180,7 @@ class AutoencoderKL(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] <-> latents (B, C, H/f, W/f).
 
     tiling:  when set, the fine levels run tile by tile; memory no longer grows with the picture, the result
-             changes slightly.
+             changes slightly. Its ring: the axes along which the convolutions run round (nets/seamless.py).
     slicing: run a batch image by image: less memory, the same result.
     """
 
@@ -226,11 +227,20 @@ class AutoencoderKL(nn.Module):
         return function(x)
 
     def _moments(self, images: Tensor) -> Tensor:
-        shrink = self.encoder.shrink
-        h = in_tiles(shrink, images, self.tiling, cell_in=self.factor) if self.tiling else shrink(images)
+        h = self._tiled(self.encoder, self.encoder.shrink, images, cell_in=self.factor)
         return self.quant_conv(self.encoder.finish(h))
 
     def _decode(self, z: Tensor) -> Tensor:
         h = self.decoder.begin(self.post_quant_conv(z))
-        grow = self.decoder.grow
-        return in_tiles(grow, h, self.tiling, cell_out=self.factor) if self.tiling else grow(h)
+        return self._tiled(self.decoder, self.decoder.grow, h, cell_out=self.factor)
+
+    def _tiled(
+        self, of: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor, *, cell_in: int = 1, cell_out: int = 1
+    ) -> Tensor:
+        """Return the local function of a half; where its tiles go round, it does not run round in each of them."""
+        tiling = self.tiling
+        if tiling is None:
+            return function(x)
+        gone = tiling.round_axes(x.shape[-2] // cell_in, x.shape[-1] // cell_in)
+        with seamless([of], "".join(axis for axis in tiling.ring if axis not in gone)):
+            return in_tiles(function, x, tiling, cell_in=cell_in, cell_out=cell_out)
