@@ -8,15 +8,20 @@ call, and the operations that the published arithmetic needs for it (both branch
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ddgen.conditioning import Conditioning
+    from ddgen.diffusion.denoiser import Denoiser
 
 Call = Callable[[], object]
 Counted = tuple[Call, float]
 TOKENS = 77
 SIGMA = 3.0
+SCALE = 7.5
 GEMM = 2048  # sides of the matrices whose product is the limit
 
 
@@ -119,43 +124,57 @@ def guided_work(family: str, side: int, batch: int) -> float:
     return operations(lambda: network(x, x.new_zeros(len(x)), given["context"], given["vector"]))
 
 
-def step_ours(family: str, side: str, batch: str, device: str = "cpu", without: str = "") -> Counted:
-    """A guided step as a run does it. side: latent cells. without: one of bench.without.WAYS that is left out."""
-    from ddgen.conditioning import Conditioning
-    from ddgen.diffusion.denoiser import Denoiser
-    from ddgen.diffusion.guidance import guided
-    from ddgen.diffusion.schedule import make_schedule
-    from ddgen.nets import layers
-    from ddgen.nets.attention import remembering
+def random_unet(family: str, place: torch.device, dtype: torch.dtype) -> Any:
+    """Return our U-Net of a family with random weights."""
     from ddgen.nets.unet import UNet
     from ddgen.weights.arch import FAMILIES
 
-    place, dtype = place_of(device, keep=without != "memory")
-    if without == "linear":
-        layers.ONEDNN = True
     with torch.device("meta"):
         network = UNet(FAMILIES[family].unet)
-    network.one_for_many = without != "prefix"
-    shared_weights(network, place, dtype)
-    given = told(family, int(side), int(batch), place, dtype)
-    count = int(batch)
+    return shared_weights(network, place, dtype)
+
+
+def bound(
+    network: Any, given: dict[str, Any], dtype: torch.dtype
+) -> "tuple[Denoiser, Conditioning, Conditioning]":
+    """Return a denoiser of the network, and what its branches with and without the prompt are told."""
+    from ddgen.conditioning import Conditioning
+    from ddgen.diffusion.denoiser import Denoiser
+    from ddgen.diffusion.schedule import make_schedule
+
+    count = len(given["x"])
     uncond, cond = (
         Conditioning(given["context"][rows], None if given["vector"] is None else given["vector"][rows])
         for rows in (slice(count), slice(count, None))
     )
-    denoiser = Denoiser(network, "eps", make_schedule({"kind": "scaled_linear"}), dtype=dtype)
-    denoise = guided(denoiser, cond, uncond, scale=7.5)
+    return Denoiser(network, "eps", make_schedule({"kind": "scaled_linear"}), dtype=dtype), cond, uncond
+
+
+def step_ours(family: str, side: str, batch: str, device: str = "cpu", without: str = "") -> Counted:
+    """A guided step as a run does it. side: latent cells. without: one of bench.without.WAYS that is left out."""
+    from ddgen.diffusion.guidance import guided
+    from ddgen.nets import layers
+    from ddgen.nets.attention import remembering
+
+    place, dtype = place_of(device, keep=without != "memory")
+    if without == "linear":
+        layers.ONEDNN = True
+    network = random_unet(family, place, dtype)
+    network.one_for_many = without != "prefix"
+    given = told(family, int(side), int(batch), place, dtype)
+    denoiser, cond, uncond = bound(network, given, dtype)
+    denoise = guided(denoiser, cond, uncond, scale=SCALE)
     if without == "batch":
         denoise = partial(_one_by_one, [guided(denoiser, one, None, scale=1.0) for one in (cond, uncond)])
 
     if without != "keys":
         remembering([network]).__enter__()  # for as long as the worker lives
-    return waited(lambda: denoise(given["x"], SIGMA), place), guided_work(family, int(side), count)
+    return waited(lambda: denoise(given["x"], SIGMA), place), guided_work(family, int(side), int(batch))
 
 
 def _one_by_one(branches: list[Callable[[Tensor, float], Tensor]], x: Tensor, sigma: float) -> Tensor:
     d_cond, d_uncond = (branch(x, sigma) for branch in branches)
-    return d_uncond + 7.5 * (d_cond - d_uncond)
+    return d_uncond + SCALE * (d_cond - d_uncond)
 
 
 def step_diffusers(family: str, side: str, batch: str, device: str = "cpu", how: str = "eager") -> Counted:
@@ -178,7 +197,7 @@ def step_diffusers(family: str, side: str, batch: str, device: str = "cpu", how:
         x = torch.cat([given["x"]] * 2).to(dtype)
         out = network(x, time, given["context"], added_cond_kwargs=more).sample.float()
         uncond, cond = out.chunk(2)
-        return uncond + 7.5 * (cond - uncond)
+        return uncond + SCALE * (cond - uncond)
 
     return waited(step, place), guided_work(family, int(side), int(batch))
 
