@@ -245,6 +245,38 @@ def test_rows_go_to_lines_and_back(tmp_path: Path) -> None:
         list(suite.read([tmp_path / "none.jsonl"]))
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"kind": "colour", "colour": "mauve"}, "colour 'mauve' is none of red"),
+        ({"kind": "background", "background": "mauve"}, "background 'mauve' is none of"),
+        ({"kind": "style", "style": "oil"}, "style 'oil' is none of noto"),
+        ({"kind": "count", "count": "two"}, 'count "two"'),
+        ({"kind": "count", "count": 7}, "count 7 is not 1 to 4"),
+        ({"kind": "count", "count": True}, "count true"),
+        ({"kind": "count"}, "kind 'count' needs count"),
+        ({"prompt": 7}, "prompt 7"),
+        ({"prompt": ""}, "no prompt"),
+        ({"concepts": "fox"}, 'concepts "fox"'),
+        ({"concepts": ["fox", "owl"]}, "kind 'concept' has not 2 concepts"),
+        ({"concepts": [3]}, "concepts are words"),
+        ({"hue": "red"}, 'hue "red"'),
+    ],
+)
+def test_a_row_that_nothing_can_answer_is_named(more: dict[str, object], said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a fox", "kind": "concept", "concepts": ["fox"]} | more))
+    with pytest.raises(InputError, match="line 1 is wrong") as told:
+        list(suite.read([tmp_path / "a.jsonl"]))
+    assert said in str(told.value)
+
+
+@pytest.mark.parametrize("line", ["[]", "7", '{"file_name": "1.png"}', "{"])
+def test_data_of_another_kind_are_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match="not the stickers' data set"):
+        evaluate.read_real(tmp_path)
+
+
 def test_the_command_measures_and_writes_a_page(tmp_path: Path) -> None:
     (tmp_path / "data" / "noto").mkdir(parents=True)
     lines = []
@@ -256,10 +288,11 @@ def test_the_command_measures_and_writes_a_page(tmp_path: Path) -> None:
             (tmp_path / "data" / style / f"{icon}.png").write_bytes(buffer.getvalue())
             lines.append(json.dumps({"file_name": f"{style}/{icon}.png", "icon": icon, "style": style}))
     (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(lines))
-    (tmp_path / "s.jsonl").write_text('{"prompt": "a red apple", "kind": "concept", "concepts": ["red-apple"]}\n')
+    (tmp_path / "s.jsonl").write_text('{"prompt": "a red apple", "kind": "concept", "concepts": ["red-apple"]}\n'
+                                      '{"prompt": "a cat", "kind": "concept", "concepts": ["cat-face"]}\n')
     command = [DDGEN, "eval", "sticker", "--data", "data", "--suite", "s.jsonl", "-o", "out", "--seed", "0-1", "--variety", "2", "--json", "--steps", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "1 of 2 rows are about things that the data set does not have" in done.stderr, done.stderr
     found = json.loads(done.stdout)
     assert found["models"][0]["model"] == "sticker" and found["models"][0]["follows"]["concept"]["of"] == 2
     assert found["models"][0]["vendi"]["a red apple"]["seeds"] == 2

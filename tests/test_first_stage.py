@@ -135,6 +135,16 @@ def test_the_decoder_alone_leaves_the_latents_as_they_were(model, data, tmp_path
     assert (old.decode(old.encode(images)) - new.decode(new.encode(images))).abs().max() > 2e-2
 
 
+def test_a_decoder_from_scratch_leaves_the_encoder(model, data, tmp_path):
+    held = load(model).first_stage.state_dict()
+    run = FirstStageTrainer(load(model), data, tmp_path, replace(QUICK, part="decoder", scratch=True))
+    for key, value in run.network.state_dict().items():
+        if key.startswith(("encoder.", "quant_conv.")):
+            assert torch.equal(value, held[key])
+        elif key.endswith("conv_in.weight"):
+            assert not torch.equal(value, held[key])
+
+
 def test_a_model_without_an_autoencoder_is_named(data, tmp_path):
     patches = replace(
         SPEC, arch=Arch("tiny", replace(NETWORK, in_channels=192, out_channels=192), PatchConfig(), (TOWER,))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddgen.app import runfiles
 from ddgen.app.dataset import Dataset
 from ddgen.app.pipeline import Pipeline
 from ddgen.app.runfiles import read_log, read_state
@@ -209,9 +210,69 @@ def test_latents_of_an_autoencoder_are_trained_on(folder, tmp_path):
 
 def test_another_run_in_the_directory_is_refused(model, folder, tmp_path):
     list(trainer(model, folder, tmp_path, QUICK).run())
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match=r"other settings \(lr 0.002, not 0.0001\)"):
         trainer(model, folder, tmp_path, Settings(**{**QUICK.__dict__, "lr": 1e-4}))
     assert trainer(model, folder, tmp_path, Settings(**{**QUICK.__dict__, "steps": 20})).step == 8
+
+
+def test_a_run_goes_on_with_the_model_it_began_with(model, folder, tmp_path):
+    out, other = tmp_path / "run", tmp_path / "other.safetensors"
+    list(trainer(model, folder, out, QUICK).run())
+    other.write_bytes(model.read_bytes())
+    assert trainer(other, folder, out, QUICK).step == 8, "the same weights elsewhere"
+    torch.manual_seed(2)
+    save_tensors(other, tensors_of(NETWORK), spec_metadata(SPEC))
+    with pytest.raises(InputError, match=r"other settings \(--model\)"):
+        trainer(other, folder, out, QUICK)
+    made = out / "model.safetensors"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "model.safetensors").write_bytes(made.read_bytes())
+    list(trainer(mine / "model.safetensors", folder, mine, QUICK).run())  # its own result, another after every save
+    assert trainer(mine / "model.safetensors", folder, mine, QUICK).step == 8
+
+
+def test_the_same_data_is_known_however_much_memory_it_may_take(model, folder, tmp_path):
+    list(trainer(model, folder, tmp_path, QUICK).run())
+    pipeline = Pipeline.load(str(model), device="cpu")
+    for budget in (0, 2**30):
+        assert Trainer(pipeline, Dataset(folder, 64, 64, budget=budget), tmp_path, QUICK).step == 8
+    with pytest.raises(InputError, match=r"other settings \(--buckets\)"):
+        Trainer(pipeline, Dataset(folder, 64, 64, bucket=16), tmp_path, QUICK)
+    with pytest.raises(InputError, match="other data"):
+        Trainer(pipeline, Dataset(folder, 64, 64, word="<mine>"), tmp_path, QUICK)
+
+
+def test_a_run_killed_before_its_last_model_is_written_writes_it(model, folder, tmp_path, monkeypatch):
+    """At whatever file of a save it ends, going on leaves the model of the last step."""
+    expected = end_of(trainer(model, folder, tmp_path / "whole", QUICK))
+    for broken in ("write_model", "write_state"):
+        run, out, write = trainer(model, folder, tmp_path / broken, QUICK), tmp_path / broken, getattr(runfiles, broken)
+
+        def ends(*given, run=run, write=write):
+            if run.step == QUICK.steps:
+                raise KeyboardInterrupt
+            return write(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runfiles, broken, ends)
+            with pytest.raises(KeyboardInterrupt):
+                list(run.run())
+        found = end_of(trainer(model, folder, out, QUICK))
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+        assert [report["step"] for report in read_log(out)] == [2, 4, 6, 8]
+
+
+def test_a_log_of_steps_that_were_never_saved_begins_anew(model, folder, tmp_path):
+    for report in trainer(model, folder, tmp_path, QUICK).run():
+        if report.step == 2:
+            break
+    assert not (tmp_path / "state.safetensors").exists()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 4, "se')  # killed while it wrote
+    list(trainer(model, folder, tmp_path, QUICK).run())
+    assert [report["step"] for report in read_log(tmp_path)] == [2, 4, 6, 8]
 
 
 def test_the_whole_command_survives_kill(model, folder, tmp_path):

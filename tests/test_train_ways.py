@@ -200,6 +200,11 @@ def test_tensorboard_reads_what_was_written(tmp_path):
         ("--lora --lora-format pickle", "unknown lora-format 'pickle'"),
         ("--lora --alpha 0", "must be above 0"),
         ("--bf16 --fp16", "exclude each other"),
+        ("--seed 9223372036854775808", "less than or equal to 9223372036854775807"),
+        ("--part decoder --target mean", "--target is for the U-Net"),
+        ("--part first-stage --dropout 0.2", "--dropout is for the U-Net"),
+        ("--part decoder --recompute", "--recompute is for the U-Net"),
+        ("--muon-lr 0.01", "--muon-lr goes with --optimizer muon"),
         ("--lora --weighting best", "unknown weighting 'best'"),
     ],
 )
@@ -208,3 +213,12 @@ def test_flags_that_do_not_go_together(arguments, said, tmp_path, capfd):
 
     assert run(["train", str(tmp_path), "--out", str(tmp_path / "out"), *arguments.split()]) == 2
     assert said in capfd.readouterr().err
+
+
+def test_a_forecast_of_a_run_that_is_over_is_of_no_minutes(model, folder, tmp_path, capfd):  # noqa: F811
+    from ddgen.cli.program import run
+
+    asked = ["train", str(folder), "--out", str(tmp_path), "--model", str(model), "-b", "2", "--device", "cpu"]
+    asked += ["--sheet-every", "0", "--progress", "none", "--seed", str(2**63 - 1)]
+    assert run([*asked, "--steps", "2"]) == 0 and run([*asked, "--steps", "1", "--dry-run"]) == 0
+    assert "about 0 min in all" in capfd.readouterr().err

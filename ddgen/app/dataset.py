@@ -81,6 +81,7 @@ class Dataset:
             )
         if word is not None:
             self.examples = [_with_word(example, word) for example in self.examples]
+        self.bucket = bucket
         self.sizes: list[Size] = [(width, height)]
         self.size_of = np.zeros(len(self.examples), dtype=np.int64)
         if bucket is not None:
@@ -137,15 +138,25 @@ class Dataset:
         kept = map(self._decoded, range(len(self))) if self._kept is None else self._kept
         return torch.stack(list(kept))
 
-    def digest(self) -> str:
-        """Return the sha256 of the pictures and the texts: of the pixels, or of the files where they are not
-        kept.
+    def digest(self, *, pixels: bool | None = None) -> str:
+        """Return the sha256 of the pictures and the texts: of the pixels, or of the files. None: of the files where the
+        pixels are not kept.
         """
-        found = hashlib.sha256()
+        found, kept = hashlib.sha256(), self._kept
+        if pixels is None:
+            pixels = kept is not None
         for i, example in enumerate(self.examples):
-            found.update(example.read() if self._kept is None else self._kept[i].numpy().data)
+            if pixels:
+                found.update((self._decoded(i) if kept is None else kept[i]).numpy().data)
+            else:
+                found.update(example.read())
         found.update(json.dumps(list(self.texts)).encode())
         return found.hexdigest()
+
+    def has_digest(self, digest: str) -> bool:
+        """Return whether a digest is of this data, whatever was kept when it was taken."""
+        kept = self._kept is not None
+        return any(digest == self.digest(pixels=pixels) for pixels in (kept, not kept))
 
     def draw(
         self,

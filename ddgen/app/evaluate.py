@@ -19,6 +19,7 @@ from PIL import Image
 
 from ddgen.app import keying, metrics, verdicts
 from ddgen.app.concepts import STYLES
+from ddgen.app.examples import BAD
 from ddgen.app.judge import Judge, whole
 from ddgen.app.keying import Pixels
 from ddgen.app.pipeline import Pipeline
@@ -57,7 +58,7 @@ def read_real(folder: Path) -> Real:
         pictures = {
             (row["icon"], row["style"]): np.asarray(Image.open(folder / row["file_name"]).convert("RGB")) for row in plain
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*BAD, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"'{folder}' is not the stickers' data set ({type(error).__name__})",
             f"build it: ddgen data build stickers {folder}",

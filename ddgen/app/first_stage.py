@@ -62,6 +62,8 @@ class WholeFirstStage:
         if not scratch:
             network.load_state_dict(held.state_dict())
         if part == "decoder":
+            network.encoder.load_state_dict(held.encoder.state_dict())
+            network.quant_conv.load_state_dict(held.quant_conv.state_dict())
             network.encoder.requires_grad_(False)
             network.quant_conv.requires_grad_(False)
         self.network: nn.Module = network.to(pipeline.device).train()

@@ -97,7 +97,9 @@ def read_log(out: Path) -> list[dict[str, Any]]:
 
 
 def truncate(out: Path, step: int) -> None:
-    """Forget reports of steps that the state does not hold."""
+    """Forget reports of steps that the state does not hold, all where there is none yet."""
+    if not (out / LOG).exists():
+        return
     kept = [report for report in read_log(out) if report["step"] <= step]
     publish(out / LOG, "".join(json.dumps(report) + "\n" for report in kept).encode(), force=True)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ddgen.app.concepts import BACKGROUNDS, COLOURS, KEY, STYLES, Concept, concepts, held_out, with_article
-from ddgen.app.scenes import RELATIONS, Scene, scenes
+from ddgen.app.scenes import NUMBERS, RELATIONS, Scene, scenes
 from ddgen.errors import InputError
 
 T = TypeVar("T")
@@ -23,6 +23,11 @@ HELD_OUT = "held-out-"
 KINDS = (
     "concept", "unseen", "colour", f"{HELD_OUT}colour", "background", f"{HELD_OUT}background", "count", "pair", "position", "style",
 )  # fmt: skip
+TYPES = {
+    "prompt": str, "kind": str, "concepts": list, "colour": str, "background": str, "count": int, "relation": str, "style": str,
+}  # fmt: skip
+NEEDS = {"count": "count", "position": "relation", "style": "style", "colour": "colour", "background": "background"}
+MOST = max(NUMBERS)
 EACH = 12  # rows of the kinds that are made of combinations
 
 # icon: words that people say and no caption has
@@ -121,16 +126,34 @@ def read(paths: Sequence[Path]) -> Iterator[Row]:
         for number, text in enumerate(lines, 1):
             try:
                 yield _row(json.loads(text))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, RecursionError) as error:
                 example = '{"prompt": "a fox", "kind": "concept", "concepts": ["fox"]}'
-                raise InputError(f"'{path}' line {number} is wrong", f"write it as {example}", id="input.suite") from None
+                raise InputError(
+                    f"'{path}' line {number} is wrong: {error}", f"write it as {example}", id="input.suite"
+                ) from None
 
 
-def _row(record: dict[str, object]) -> Row:
-    row = Row(**{**record, "concepts": tuple(record["concepts"])})  # type: ignore[arg-type]
-    needs = {"count": row.count, "position": row.relation, "style": row.style, "colour": row.colour, "background": row.background}
-    if row.kind not in KINDS or not row.concepts or not needs.get(row.kind.removeprefix(HELD_OUT), True):
-        raise ValueError(row.kind)
-    if (len(row.concepts) > 1) != (row.kind in ("pair", "position")) or row.relation not in ("", *RELATIONS):
-        raise ValueError(row.concepts)
+def _row(record: object) -> Row:
+    """Raises: ValueError, which says what is wrong."""
+    if not isinstance(record, dict):
+        raise ValueError("no object")
+    for name, value in record.items():
+        kind = TYPES.get(name)
+        if kind is None or not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} {json.dumps(value)}")
+    missing = [name for name in ("prompt", "kind", "concepts") if not record.get(name)]
+    if missing or not all(isinstance(icon, str) for icon in record["concepts"]):
+        raise ValueError(f"no {missing[0]}" if missing else "concepts are words")
+    row = Row(**{**record, "concepts": tuple(record["concepts"])})
+    choices = {"kind": KINDS, "colour": COLOURS, "background": BACKGROUNDS, "relation": RELATIONS, "style": STYLES}
+    for name, known in choices.items():
+        if getattr(row, name) and getattr(row, name) not in known:
+            raise ValueError(f"{name} '{getattr(row, name)}' is none of {', '.join(known)}")
+    needed = NEEDS.get(row.kind.removeprefix(HELD_OUT))
+    if needed is not None and not getattr(row, needed):
+        raise ValueError(f"kind '{row.kind}' needs {needed}")
+    if row.count and not 1 <= row.count <= MOST:
+        raise ValueError(f"count {row.count} is not 1 to {MOST}")
+    if len(row.concepts) != (2 if row.kind in ("pair", "position") else 1):
+        raise ValueError(f"kind '{row.kind}' has not {len(row.concepts)} concepts")
     return row

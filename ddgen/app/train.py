@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,6 +134,10 @@ class Trainer:
         self._encode()
         self.fixed = data.fixed(settings.fixed, self.shapes)
         self._digest = data.digest()
+        # A model that is this run's own last result is another after every save.
+        path = pipeline.spec.source.path
+        own = path is not None and path.resolve() == (out / runfiles.MODEL).resolve()
+        self._base = None if own else dict(pipeline.digests)
         self.step, self.seconds = 0, 0.0
         self.stopping = False  # set from outside, the run ends after the step in hand, saved
         self.scale, self.finite = SCALE if settings.fp16 else 1.0, 0
@@ -157,6 +162,8 @@ class Trainer:
             NumericsError: the loss is no longer finite; the last saved state is from before.
         """
         settings = self.settings
+        if self.processes.first:
+            runfiles.truncate(self.out, self.step)
         losses: list[float] = []
         since, reported = time.monotonic(), self.step
         while not self.over():
@@ -313,7 +320,8 @@ class Trainer:
         return with_subject(self.pipeline, self.subject, self.average.state)
 
     def save(self) -> None:
-        """Write the state and the model; each is whole or the one before."""
+        """Write the model and the state; each is whole or the one before. The state comes last: a run that is killed
+        between them goes on from the one before, and writes both again."""
         if not self.processes.first:
             return
         tensors = {f"model.{key}": value for key, value in self.trained.state_dict().items()}
@@ -327,21 +335,16 @@ class Trainer:
             "pictures": self.size,
             "scale": [self.scale, self.finite],
             "data": self._digest,
+            "bucket": self.data.bucket,
+            "model": self._base,
         }
-        runfiles.write_state(self.out, tensors, facts)
         self.subject.write(self.out, self.average.state)
+        runfiles.write_state(self.out, tensors, facts)
 
     def _resume(self) -> None:
         tensors, facts = runfiles.read_state(self.out)
-        now = dataclasses.asdict(self.settings)
-        wrong = sorted(
-            key for key, value in facts["settings"].items() if key not in SAVED and now.get(key) != value
-        )
-        if facts.get("subject", {}) != self.subject.facts:
-            wrong = [*wrong, "what is trained"]
-        if facts.get("pictures", self.size) != self.size:
-            wrong = [*wrong, "number of processes"]
-        if wrong or facts["data"] != self._digest:
+        wrong = self._unlike(facts)
+        if wrong or not self.data.has_digest(facts["data"]):
             what = f"other settings ({', '.join(wrong)})" if wrong else "other data"
             raise InputError(
                 f"'{self.out}' holds a run with {what}", "give the same, or another --out", id="input.run"
@@ -358,8 +361,21 @@ class Trainer:
         self.optimizer.load(part("optimizer."))
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.scale, self.finite = facts.get("scale", [self.scale, 0])
-        if self.processes.first:
-            runfiles.truncate(self.out, self.step)
+
+    def _unlike(self, facts: dict[str, Any]) -> list[str]:
+        """Return in words what a saved run had otherwise."""
+        if facts.get("subject", {}) != self.subject.facts:
+            return ["what is trained"]  # its defaults are others, too
+        now = dataclasses.asdict(self.settings)
+        then = {key: value for key, value in facts["settings"].items() if key not in SAVED}
+        wrong = [f"{key} {then[key]}, not {now.get(key)}" for key in sorted(then) if now.get(key) != then[key]]
+        if facts.get("pictures", self.size) != self.size:
+            wrong.append("number of processes")
+        if facts.get("bucket", self.data.bucket) != self.data.bucket:
+            wrong.append("--buckets")
+        if None not in (self._base, facts.get("model")) and facts["model"] != self._base:
+            wrong.append("--model")
+        return wrong
 
     def _progress(self) -> float:
         """Return the share of the budget that is used, by steps or by time."""

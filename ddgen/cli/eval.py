@@ -94,7 +94,11 @@ def evaluate(
 
     real = work.read_real(data)
     court, scorer = work.court_of(judge.load(), real), scoring.embedded()
+    asked_rows = len(rows)
     rows = [row for row in rows if set(row.concepts) <= set(court.listed)]
+    if rows and len(rows) < asked_rows:
+        left = asked_rows - len(rows)
+        console.say(f"ddgen: {left} of {asked_rows} rows are about things that the data set does not have: left out")
     if not rows:
         raise UsageError("no row of the suite is about a thing of the data set", "build the data anew", id="usage.suite")
     console.say("ddgen: asking the evaluator about real pictures first")

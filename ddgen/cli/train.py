@@ -125,8 +125,7 @@ def train(
     )
     if bf16 and fp16:
         raise UsageError("--bf16 and --fp16 exclude each other", "choose one", id="usage.precision")
-    if recompute and part != "unet":
-        raise UsageError("--recompute is for the U-Net's blocks", "leave it away", id="usage.train")
+    training.refuse_idle(context, part, optimizer)
     files.probe_directory(out)
     from ddgen.app import processes
     from ddgen.app.dataset import Dataset

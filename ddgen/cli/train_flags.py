@@ -22,7 +22,7 @@ Data = Annotated[
     ),
 ]
 Out = Annotated[
-    Path | None, option("Directory of the run.", "--out", "-o", metavar="DIR", show_default=False)
+    Path | None, option("Directory of the run.", "--out", "--output", "-o", metavar="DIR", show_default=False)
 ]
 Demo = Annotated[
     bool, typer.Option("--demo", help="The whole story in minutes, on shapes drawn by code; no DATA.")
@@ -177,7 +177,8 @@ Target = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, option("Seed of the run: batches, noise, fresh weights.", "--seed", "-s", metavar="N", min=0)
+    int,
+    option("Seed of the run: batches, noise, fresh weights.", "--seed", "-s", metavar="N", min=0, max=2**63 - 1),
 ]
 Bf16 = Annotated[
     bool, typer.Option("--bf16", help="Compute in bfloat16; much faster where the processor has it.")

@@ -10,6 +10,8 @@ from ddgen.errors import UsageError, choose
 from ddgen.io import files
 
 if TYPE_CHECKING:
+    import typer
+
     from ddgen.app.pipeline import Pipeline
     from ddgen.app.subjects import Subject
     from ddgen.app.train import Trainer
@@ -40,6 +42,8 @@ DEFAULTS = {"whole": _WHOLE, "lora": _LORA, "embedding": _WORD}
 FILES = {"whole": "model.safetensors", "lora": "lora.safetensors", "embedding": "embedding.safetensors"}
 SHEETS = {"whole": 1000, "lora": 250, "embedding": 250}  # steps between them
 FIXED = {"whole": 64, "lora": 16, "embedding": 16}  # pictures of the fixed set
+
+OF_UNET = ("target", "weighting", "dropout", "high_noise", "recompute")  # parameters that the autoencoder has no use for
 
 
 def needed(data: Path | None, out: Path | None) -> tuple[Path, Path]:
@@ -143,6 +147,18 @@ def kind(
     return "whole" if embedding is None else "embedding"
 
 
+def refuse_idle(context: "typer.Context", part: str, optimizer: str) -> None:
+    """Refuse flags that a run would not heed."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name.startswith("DEFAULT"):
+            continue
+        if part != "unet" and parameter.name in OF_UNET:
+            raise UsageError(f"{parameter.opts[0]} is for the U-Net", "leave it away", id="usage.train")
+        if optimizer != "muon" and parameter.name == "muon_lr":
+            raise UsageError("--muon-lr goes with --optimizer muon", "add --optimizer muon", id="usage.train")
+
+
 def subject(
     pipeline: "Pipeline", kind: str, *, seed: int, lora: dict[str, Any], word: dict[str, Any]
 ) -> "Subject | None":
@@ -165,9 +181,9 @@ def say_forecast(trainer: "Trainer") -> None:
         console.say(f"ddgen: {name}: about {size / 1e6:,.0f} MB")
     peak = "" if found.peak is None else f", {found.peak / 1e9:.2f} GB at most on the device"
     console.say(f"ddgen: together about {found.total / 1e9:.2f} GB{peak}, and what the libraries take")
-    minutes = (settings.steps - trainer.step) * found.step / 60
+    minutes = max(0, settings.steps - trainer.step) * found.step / 60
     if settings.minutes is not None:
-        minutes = min(minutes, settings.minutes)
+        minutes = min(minutes, max(0.0, settings.minutes - trainer.seconds / 60))
     console.say(f"ddgen: {found.step:.2f} s per step of {trainer.size} pictures, about {minutes:,.0f} min in all")
 
 
