@@ -136,6 +136,29 @@ def test_how_a_picture_came_to_its_size_is_known(budget, tmp_path):
     assert data.frame(1).original == (100, 300)
 
 
+@pytest.mark.parametrize("budget", [0, 2**20])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_pictures_are_upright(budget, suffix, tmp_path):
+    """A camera that was held on its side says so in EXIF: red was at the left, it is above."""
+    image, exif = Image.new("RGB", (64, 32), "blue"), Image.Exif()
+    image.paste("red", (0, 0, 32, 32))
+    exif[0x0112] = 6  # turned to the right to be upright
+    image.save(tmp_path / f"a.{suffix}", exif=exif)
+    (tmp_path / "a.txt").write_text("red above blue")
+    for bucket in (None, 8):
+        data = Dataset(tmp_path, 32, 32, bucket=bucket, budget=budget)
+        assert data.frame(0).original == (32, 64)
+        red, _, blue = data.images(np.array([0]))[0]
+        assert red[:8].mean() > 0.8 > -0.8 > blue[:8].mean() and blue[-8:].mean() > 0.8 > -0.8 > red[-8:].mean()
+    assert data.sizes[0][1] > data.sizes[0][0]
+
+
+def test_16_bits_of_grey_are_not_white(tmp_path):
+    Image.fromarray(np.full((32, 32), 257 * 77, dtype=np.uint16)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("grey")
+    assert (Dataset(tmp_path, 32, 32).pixels == 77).all()
+
+
 def test_sizes_follow_the_pictures(tmp_path):
     data = Dataset(folder(tmp_path, [(300, 100), (100, 300), (200, 210), (400, 200)]), 128, 128, bucket=32)
     own = [data.sizes[i] for i in data.size_of]

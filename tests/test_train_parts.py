@@ -66,6 +66,8 @@ def test_captions_beside_the_pictures(tmp_path):
         ("{", "line 1 is wrong"),
         ('{"file_name": "../x.png", "text": "x"}', "out of the folder"),
         ('{"file_name": "x.png", "text": "x", "weight": -1}', "above 0"),
+        ('{"file_name": "x.png", "text": "x", "weight": 1e308}', "at most 1e\\+30"),
+        ('{"file_name": ' + "[" * 100_000, "line 1 is wrong"),
         ('{"file_name": "x.png", "text": "x"}', "cannot be read"),
         ("", "holds no pictures"),
     ],

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ddgen.app.examples import BAD, MANIFESTS, Example, read_folder
+from ddgen.app.examples import MANIFESTS, Example, read_folder
 from ddgen.errors import InputError
 
 EMPTY = ""
@@ -92,9 +92,8 @@ class Dataset:
         if wanted <= budget:
             self._kept = [self._decoded(i) for i in range(len(self.examples))]
         else:
-            for example in self.examples:
-                with example.image() as image:  # what is missing or no picture is said before hours of work
-                    self._originals.append(image.size)
+            # What is missing or no picture is said before hours of work.
+            self._originals = [example.size() for example in self.examples]
         self.texts = [
             EMPTY,
             *sorted({text for example in self.examples for text in example.captions} - {EMPTY}),
@@ -216,10 +215,8 @@ class Dataset:
         """Give every picture the size whose aspect is nearest to its own; keep the sizes that are used."""
         every = bucket_sizes(*self.sizes[0], step)
         aspects = np.log([w / h for w, h in every])
-        own = []
-        for example in self.examples:
-            with example.image() as image:
-                own.append(np.log(image.width / image.height))
+        sizes = [example.size() for example in self.examples]
+        own = [np.log(width / height) for width, height in sizes]
         nearest = np.abs(np.array(own)[:, None] - aspects).argmin(1)
         used, self.size_of = np.unique(nearest, return_inverse=True)
         self.sizes = [every[i] for i in used]
@@ -258,14 +255,10 @@ def _with_word(example: Example, word: str) -> Example:
 
 
 def _picture(example: Example, width: int, height: int) -> tuple[Tensor, Size]:
-    """Return a picture as uint8 (3, height, width): on white, its middle in the wanted aspect, resized
+    """Return a picture as uint8 (3, height, width): upright, on white, its middle in the wanted aspect, resized
     (Lanczos); and its own size.
     """
-    try:
-        with example.image() as image:
-            rgba = image.convert("RGBA")
-    except BAD as error:
-        raise example.bad(f"cannot be read ({type(error).__name__})") from None
+    rgba = example.decoded()
     flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     if flat.size != (width, height):
         scale = max(width / flat.width, height / flat.height)

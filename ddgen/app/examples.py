@@ -12,8 +12,9 @@ the picture is drawn; default 1). With train/ in DIR, only what is below it coun
 import csv
 import io
 import json
-import math
+import struct
 import tarfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,15 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ddgen.errors import InputError
+from ddgen.io import images
 
 MANIFESTS = ("metadata.jsonl", "metadata.csv")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TEXTS = (".txt", ".json")
 MAX_PICTURE = 256 * 2**20  # bytes of a file
+MAX_WEIGHT = 1e30  # so that all together stay a number
 MAX_TEXT = 2**20  # bytes of a caption
-BAD = (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError)
+BAD = (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,32 @@ class Example:
         """
         try:
             return Image.open(io.BytesIO(self.read()))
+        except BAD as error:
+            raise self.bad(f"cannot be read ({type(error).__name__})") from None
+
+    def decoded(self) -> Image.Image:
+        """Return the picture as it is to be seen, RGBA.
+
+        Raises:
+            InputError: it cannot be decoded.
+        """
+        try:
+            with self.image() as image, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd EXIF
+                return images.upright(image).convert("RGBA")
+        except BAD as error:
+            raise self.bad(f"cannot be read ({type(error).__name__})") from None
+
+    def size(self) -> tuple[int, int]:
+        """Return width and height of what `decoded` gives, in pixels.
+
+        Raises:
+            InputError: it is no picture.
+        """
+        try:
+            with self.image() as image, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return images.upright_size(image)
         except BAD as error:
             raise self.bad(f"cannot be read ({type(error).__name__})") from None
 
@@ -125,7 +154,7 @@ def _manifest(manifest: Path) -> Iterator[Example]:
     for number, row in _rows(manifest):
         try:
             yield _example(manifest.parent, json.loads(row) if isinstance(row, str) else row)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"'{manifest}' line {number} is wrong ({error})", "mend the line", id="input.data"
             ) from None
@@ -154,8 +183,8 @@ def _example(folder: Path, row: dict[str, Any]) -> Example:
         text = row["text"] if "text" in row or "caption" not in row else row["caption"]
         captions = {("" if text is None else str(text)): 1.0}
     weight = 1.0 if row.get("weight") in (None, "") else float(row["weight"])
-    if not all(math.isfinite(value) and value > 0 for value in (*captions.values(), weight)):
-        raise ValueError("weights must be above 0")
+    if not all(0 < value <= MAX_WEIGHT for value in (*captions.values(), weight)):
+        raise ValueError(f"weights must be above 0, and at most {MAX_WEIGHT:g}")
     return Example(path, captions, weight)
 
 

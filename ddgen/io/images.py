@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_READ_PIXELS = 64 * 2**20
 READABLE = ("PNG", "JPEG", "WEBP")
+ORIENTATION = 0x0112  # the EXIF tag
 QUALITY = 92
 
 
@@ -218,17 +219,31 @@ def _refuse_by_header(name: str, image: Image.Image) -> None:
         raise InputError(f"{name}: is animated", "save one of its frames as PNG", id="input.image-animated")
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Return a picture as it is to be seen: turned as its camera says, 16 bits of grey brought to 8."""
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I;16") or turned.mode == "I":
+        wide = np.asarray(turned).astype(np.float64)
+        turned = Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8))
+    return turned
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of a picture as it is to be seen, without decoding it."""
+    width, height = image.size
+    said = image.format != "PNG" or "exif" in image.info  # a PNG would be decoded to look for it
+    lying = said and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    return (height, width) if lying else (width, height)
+
+
 def _layers(image: Image.Image) -> tuple[Pixels, Pixels | None]:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16") or upright.mode == "I":
-        wide = np.asarray(upright).astype(np.float64)
-        upright = Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8))
-    if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
+    turned = upright(image)
+    if turned.has_transparency_data:
+        layer = turned.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")
         on_white = Image.alpha_composite(ground, layer).convert("RGB")
         return np.asarray(on_white), np.asarray(layer.getchannel("A"))
-    return np.asarray(upright.convert("RGB")), None
+    return np.asarray(turned.convert("RGB")), None
 
 
 def _thumb(picture: Pixels, side: int) -> Pixels:
