@@ -184,7 +184,7 @@ def test_a_real_picture_of_a_style_is_not_the_one_it_is_compared_with(court: ver
 def test_two_models_stand_side_by_side() -> None:
     row, white = suite.Row("a disc", "concept", ("disc",)), on((255, 255, 255))
     one = evaluate.Figures("one", right={"concept": (8, 10)}, shown=[(row, [white], ["disc"], None)])
-    two = evaluate.Figures("two", right={"concept": (3, 10)}, shown=[(row, [white], ["cross"], None)])
+    two = evaluate.Figures("two", right={"concept": (3, 10)}, shown=[(row, [white], ["cross"], None)], intra=0.25)
     for item, made in ((one, 2.5), (two, 1.25)):
         item.variety["a disc"] = made, 2.0, 16
     checked = {"concept": (95, 100)}
@@ -193,6 +193,9 @@ def test_two_models_stand_side_by_side() -> None:
     assert heading == ["asked for", "evaluator on real pictures", "one", "two"]
     assert first == ["concept", "95% of 100", "80% of 10 (49% to 94%)", "30% of 10 (11% to 60%)"]
     assert ["Vendi score, 16 seeds: a disc", "2.00", "2.50", "1.25"] in [re.split(" {2,}", line) for line in table]
+    inside = ["distance inside a prompt, or a thing", "0.000", "-", "0.250"]  # one seed has no distance
+    assert inside in [re.split(" {2,}", line) for line in table]
+    assert one.plain(checked)["intra_prompt_distance"] is None and two.plain(checked)["intra_prompt_distance"] == 0.25
     page = report.page([one, two], checked).decode()
     assert page.count("a disc<br><span class=dim>one") == page.count("a disc<br><span class=dim>two") == 1
     assert page.index("class=right") < page.index("class=wrong")
@@ -296,6 +299,7 @@ def test_the_command_measures_and_writes_a_page(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["models"][0]["model"] == "sticker" and found["models"][0]["follows"]["concept"]["of"] == 2
     assert found["models"][0]["vendi"]["a red apple"]["seeds"] == 2
+    assert found["models"][0]["intra_prompt_distance"] >= 0
     assert found["models"][0]["settings"] == {"steps": 2, "guidance": 2.5, "sampler": "ddim", "spacing": "linspace"}
     assert json.loads((tmp_path / "out" / "figures.json").read_text())["models"] == found["models"]
     page = (tmp_path / "out" / "report.html").read_text()

@@ -146,6 +146,8 @@ def test_the_list_holds_out_a_fifth_of_the_scenes():
 
 
 def test_an_interrupted_build_has_no_manifest(packages, tmp_path):
+    list(stickers.build(tmp_path / "out", packages, listed=LISTED[:1], render=draw))  # an earlier one, of another list
+    assert (tmp_path / "out" / "metadata.jsonl").exists()
     for built in stickers.build(tmp_path / "out", packages, listed=LISTED, render=draw):
         assert built.file
         break
@@ -266,6 +268,9 @@ def test_a_wrong_line_of_a_list_is_named(tmp_path, line):
     path = tmp_path / "list.txt"
     path.write_text(f"# mine\nstar | star | recolour\n{line}\n")
     with pytest.raises(InputError, match="line 3 is wrong"):
+        list(concepts(path))
+    path.write_text("# nothing yet\n\n")
+    with pytest.raises(InputError, match="names nothing to draw"):
         list(concepts(path))
     path.write_text("star | star, asterisk | recolour\n")
     assert list(concepts(path)) == [Concept("star", ("star", "asterisk"), True)]

@@ -255,6 +255,25 @@ def test_text_towers_are_trained_too(dialect, files, data, tmp_path):
     assert (output - trained).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dialect", ["kohya", "peft"])
+def test_towers_are_trained_as_far_as_they_are_read(dialect, files, data, tmp_path):
+    """SDXL reads the last state but one; only the tower that is pooled needs its last block."""
+    run = trainer(files["sdxl"], data, tmp_path, text=True, dialect=dialect)
+    last = [f"text.{i} encoder.layers.{tower.config.layers - 1}." for i, tower in enumerate(SPECS["sdxl"].arch.text)]
+    trained = [any(name.startswith(block) for name in run.trained.names) for block in last]
+    assert trained == [tower.pooled for tower in SPECS["sdxl"].arch.text] == [False, True]
+    list(run.run())
+    caption = ["a red square"]
+    expected = run.subject.text(run.average.state).encode(caption)
+    before = Pipeline.load(str(files["sdxl"]), device="cpu", dtype="float32").text.encode(caption)
+    lora = [str(tmp_path / "lora.safetensors")]
+    ours = Pipeline.load(str(files["sdxl"]), loras=lora, device="cpu", dtype="float32")
+    assert ours.notes == []
+    for part in ("context", "vector"):
+        made, told = getattr(ours.text.encode(caption), part), getattr(expected, part)
+        assert (made - told).abs().max() < 1e-5 < 1e-3 < (told - getattr(before, part)).abs().max()
+
+
 def test_a_resumed_lora_ends_at_the_same_bits(files, data, tmp_path):
     settings = replace(QUICK, steps=4, save_every=1)
     whole_run = trainer(files["sd1"], data, tmp_path / "whole", settings)

@@ -107,17 +107,19 @@ def concepts(path: Path = FILE) -> Iterator[Concept]:
     """Yield the concepts of a list, in its order.
 
     Raises:
-        InputError: no such file, or a line that is wrong.
+        InputError: no such file, a line that is wrong, or none.
     """
+    example = "write it as: red-apple | red apple, apple"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"'{path}' cannot be read ({type(error).__name__})", "check the path", id="input.concepts"
         ) from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
+    told = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    if not told:
+        raise InputError(f"'{path}' names nothing to draw", example, id="input.concepts")
+    for number, line in told:
         icon, *rest = (part.strip() for part in line.split("|"))
         names, flags, also = ([*rest, "", "", ""])[:3]
         called, further = ([name.strip() for name in part.split(",") if part] for part in (names, also))
@@ -130,7 +132,7 @@ def concepts(path: Path = FILE) -> Iterator[Concept]:
         ):
             raise InputError(
                 f"'{path}' line {number} is wrong",
-                "write it as: red-apple | red apple, apple",
+                example,
                 id="input.concepts",
             )
         yield Concept(icon, tuple(called), "recolour" in flags, "scenes" in flags, tuple(further))

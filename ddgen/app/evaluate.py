@@ -105,7 +105,7 @@ class Figures:
     model: str
     right: dict[str, tuple[int, int]] = field(default_factory=dict)
     clip: float = 0.0
-    intra: float = 0.0
+    intra: float | None = None  # of several seeds
     intra_real: float = 0.0
     prdc: metrics.Prdc | None = None
     copies: float = 0.0
@@ -124,7 +124,7 @@ class Figures:
             "model": self.model,
             "follows": accuracy,
             "clip_score": round(self.clip, 4),
-            "intra_prompt_distance": round(self.intra, 4),
+            "intra_prompt_distance": None if self.intra is None else round(self.intra, 4),
             "intra_thing_distance_of_training_pictures": round(self.intra_real, 4),
             **({} if self.prdc is None else {name: round(value, 4) for name, value in asdict(self.prdc).items()}),
             "nearer_than_first_percentile": round(self.copies, 4),
@@ -171,7 +171,7 @@ def evaluate(
     found.intra_real = float(np.mean([metrics.spread(group) for group in groups]))
     if vectors:
         made = np.concatenate(vectors)
-        found.intra = float(np.mean(spreads))
+        found.intra = float(np.mean(spreads)) if len(seeds) > 1 else None
         found.copies = metrics.novelty(kept, made).copies
         if min(len(made), len(kept)) > NEIGHBOURS:
             found.prdc = metrics.prdc(kept, made, NEIGHBOURS)

@@ -53,7 +53,11 @@ def _varies(figures: Sequence[Figures]) -> list[list[str]]:
     for name in ("precision", "recall", "density", "coverage"):
         table.append([name, "", *("-" if item.prdc is None else f"{getattr(item.prdc, name):.2f}" for item in figures)])
     table += [
-        ["distance inside a prompt, or a thing", f"{first.intra_real:.3f}", *(f"{item.intra:.3f}" for item in figures)],
+        [
+            "distance inside a prompt, or a thing",
+            f"{first.intra_real:.3f}",
+            *("-" if item.intra is None else f"{item.intra:.3f}" for item in figures),
+        ],
         ["nearer than their 1st percentile", "1%", *(f"{item.copies:.0%}" for item in figures)],
         ["CLIP score (embedded scorer)", "", *(f"{item.clip:.3f}" for item in figures)],
     ]

@@ -127,6 +127,7 @@ def build(
     trained = [scene for scene in scenes(chosen) if not scene.held_out]
     total = len(STYLES) * (sum(len(compositions(concept)) for concept in chosen) + len(trained))
     lines = []
+    (target / "metadata.jsonl").unlink(missing_ok=True)  # of an earlier build
     for part in (
         *(pictures(concept, style, icons, draw) for concept in chosen for style, icons in sets.items()),
         *(scene_pictures(trained, style, icons, draw, len(chosen)) for style, icons in sets.items()),

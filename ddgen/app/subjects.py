@@ -19,6 +19,7 @@ from ddgen.errors import UsageError
 from ddgen.nets.lowrank import TARGETS, LowRanks, attach, shared, targets
 from ddgen.nets.unet import UNet
 from ddgen.text.clip import CLIPTextModel, TextEncoder
+from ddgen.text.config import TowerSpec
 from ddgen.weights.checkpoint import save_tensors
 from ddgen.weights.lora_export import adapter_tensors
 
@@ -99,13 +100,20 @@ class LowRankChange:
         assert isinstance(network, nn.Module)
         self.network = network
         parts = {"unet": network.requires_grad_(False)}
+        unread: tuple[str, ...] = ()  # blocks of the towers behind the states that the network is given
         if text:
             parts |= {f"text.{i}": tower.requires_grad_(False) for i, tower in enumerate(native_towers(pipeline))}
+            unread = tuple(
+                f"text.{i} encoder.layers.{block}."
+                for i, spec in enumerate(pipeline.spec.towers)
+                for block in range(blocks_read(spec), spec.config.layers)
+            )
         torch.manual_seed(seed)
         layers = {
             f"{part} {name}": layer
             for part, module in parts.items()
             for name, layer in targets(module, TARGETS[on]).items()
+            if not f"{part} {name}".startswith(unread)
         }
         self._twins = {part: shared(module) for part, module in parts.items()}
         self.trained = LowRanks(layers, rank, alpha).to(pipeline.device)
@@ -146,6 +154,11 @@ class LowRankChange:
         )
         save_tensors(out / LORA, tensors, {"format": "pt"} | metadata)
         return out / LORA
+
+
+def blocks_read(tower: TowerSpec) -> int:
+    """Return how many of a tower's blocks, from the first, what the network is given comes through."""
+    return tower.config.layers if tower.pooled else range(tower.config.layers + 1)[tower.layer]
 
 
 def native_towers(pipeline: Pipeline) -> list[CLIPTextModel]:

@@ -216,7 +216,7 @@ SaveEvery = Annotated[
 SheetEvery = Annotated[
     int | None,
     option(
-        "Steps between sheets of pictures; 0: none. [1000; a LoRA or word 250]",
+        "Steps between sheets of pictures, drawn with the next line of the log; 0: none. [1000; a LoRA or word 250]",
         "--sheet-every",
         metavar="N",
         min=0,
