@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle
 from ddgen.nets.config import KLConfig
 from ddgen.nets.seamless import seamless
 from ddgen.nets.tiling import Tiling, in_tiles
+from ddgen.nets.winograd import Conv3x3
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -32,9 +33,9 @@ class ResnetBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1 = group_norm(channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, out_channels)
         self.norm2 = group_norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.nin_shortcut = (
             nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
         )
@@ -92,7 +93,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
