@@ -246,6 +246,9 @@ def test_rows_go_to_lines_and_back(tmp_path: Path) -> None:
             list(suite.read([tmp_path / "b.jsonl"]))
     with pytest.raises(InputError, match="cannot be read"):
         list(suite.read([tmp_path / "none.jsonl"]))
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(InputError, match="has no rows"):
+        list(suite.read([tmp_path / "b.jsonl"]))
 
 
 @pytest.mark.parametrize(

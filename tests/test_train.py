@@ -20,7 +20,7 @@ from ddgen.app.dataset import Dataset
 from ddgen.app.pipeline import Pipeline
 from ddgen.app.runfiles import read_log, read_state
 from ddgen.app.train import Settings, Trainer
-from ddgen.errors import InputError
+from ddgen.errors import InputError, ModelError
 from ddgen.nets.config import KLConfig, PatchConfig, UNetConfig
 from ddgen.nets.unet import UNet
 from ddgen.nets.vae import AutoencoderKL
@@ -262,6 +262,20 @@ def test_a_run_killed_before_its_last_model_is_written_writes_it(model, folder, 
         assert all(torch.equal(found[key], expected[key]) for key in expected)
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
         assert [report["step"] for report in read_log(out)] == [2, 4, 6, 8]
+
+
+def test_a_damaged_log_or_state_is_no_riddle(model, folder, tmp_path):
+    list(trainer(model, folder, tmp_path, QUICK).run())
+    with (tmp_path / "log.jsonl").open("ab") as log:
+        log.write(b"\xff\n[]\n7\n")
+    assert [report["step"] for report in read_log(tmp_path)] == [2, 4, 6, 8]
+    list(trainer(model, folder, tmp_path, Settings(**{**QUICK.__dict__, "steps": 10})).run())
+    assert [report["step"] for report in read_log(tmp_path)] == [2, 4, 6, 8, 10]
+    state = tmp_path / "state.safetensors"
+    os.truncate(state, state.stat().st_size - 100)
+    with pytest.raises(ModelError, match="100 bytes early") as told:
+        trainer(model, folder, tmp_path, QUICK)
+    assert told.value.hint == "remove it to begin anew, or give another --out"
 
 
 def test_a_log_of_steps_that_were_never_saved_begins_anew(model, folder, tmp_path):

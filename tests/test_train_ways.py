@@ -117,6 +117,8 @@ def test_processes_alone_and_started_wrongly():
     assert tensor.tolist() == [1.0, 1.0]
     with pytest.raises(UsageError, match="MASTER_ADDR"):
         join({"WORLD_SIZE": "2", "RANK": "0"})
+    with pytest.raises(UsageError, match="WORLD_SIZE is 'two'"):
+        join({"WORLD_SIZE": "two"})
 
 
 def test_each_process_takes_its_rows(model, folder, tmp_path):  # noqa: F811

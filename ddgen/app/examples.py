@@ -223,7 +223,7 @@ def _text(name: str, data: bytes, place: str) -> str:
     try:
         if len(data) > MAX_TEXT:
             raise ValueError(f"longer than {MAX_TEXT} bytes")
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
         if name.endswith(".json"):
             row = json.loads(text)
             text = row["caption"] if "caption" in row else row["text"]

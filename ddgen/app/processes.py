@@ -57,8 +57,11 @@ def join(environment: Mapping[str, str] = os.environ) -> Processes:
     Raises:
         UsageError: torchrun's variables are there in part, or wrong.
     """
-    if int(environment.get("WORLD_SIZE") or 1) == 1:
+    size = environment.get("WORLD_SIZE") or "1"
+    if size == "1":
         return Processes()
+    if not size.isdecimal():
+        raise UsageError(f"WORLD_SIZE is '{size}'", "start several processes with torchrun", id="usage.processes")
     missing = [name for name in VARIABLES if not environment.get(name)]
     if missing:
         raise UsageError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddgen.errors import InputError
+from ddgen.errors import InputError, ModelError
 from ddgen.io.files import publish
 from ddgen.weights.checkpoint import Reader, open_checkpoint, save_tensors, spec_metadata, write_file
 from ddgen.weights.convert import FIRST_STAGE_PREFIX, UNET_PREFIX, file_part, file_towers
@@ -41,7 +41,11 @@ def read_state(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ModelError: a damaged file. InputError: a file of another kind.
     """
-    header = read_header(out / STATE)
+    try:
+        header = read_header(out / STATE)
+    except ModelError as error:
+        mend = "remove it to begin anew, or give another --out"
+        raise ModelError(error.message, mend, id=error.id) from None
     if KEY not in header.metadata:
         raise InputError(
             f"'{out / STATE}' is not the state of a training run", "choose another --out", id="input.run"
@@ -89,11 +93,18 @@ def append(out: Path, report: Mapping[str, Any]) -> None:
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
-    """Return the reports of a run; a last line that a kill cut short is left out."""
+    """Return the reports of a run; what is none, as a line that a kill cut short, is left out."""
     if not (out / LOG).exists():
         return []
-    lines = (out / LOG).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    found = []
+    for line in (out / LOG).read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            report = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(report, dict) and {"step", "loss", "fixed"} <= report.keys():
+            found.append(report)
+    return found
 
 
 def truncate(out: Path, step: int) -> None:

@@ -116,18 +116,20 @@ def read(paths: Sequence[Path]) -> Iterator[Row]:
     """Yield the rows of files.
 
     Raises:
-        InputError: a file that cannot be read, or a line that is none.
+        InputError: a file that cannot be read or is empty, or a line that is no row.
     """
     for path in paths:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"'{path}' cannot be read ({type(error).__name__})", "check the path", id="input.suite") from None
+        example = '{"prompt": "a fox", "kind": "concept", "concepts": ["fox"]}'
+        if not lines:
+            raise InputError(f"'{path}' has no rows", f"write some as {example}", id="input.suite")
         for number, text in enumerate(lines, 1):
             try:
                 yield _row(json.loads(text))
             except (ValueError, RecursionError) as error:
-                example = '{"prompt": "a fox", "kind": "concept", "concepts": ["fox"]}'
                 raise InputError(
                     f"'{path}' line {number} is wrong: {error}", f"write it as {example}", id="input.suite"
                 ) from None
