@@ -54,13 +54,15 @@ def operations(call: Call) -> float:
 
 
 def place_of(device: str, *, keep: bool = True) -> tuple[torch.device, torch.dtype]:
-    """Return a device and what networks compute in there. keep: freed memory, on the processor, as runs do."""
-    place = torch.device(device)
+    """Return a device and what networks compute in there. device: as torch names it; "cpu/bfloat16" asks the processor
+    for 16 bits. keep: freed memory, on the processor, as runs do."""
+    name, _, kind = device.partition("/")
+    place = torch.device(name)
     if place.type == "cpu" and keep:
         from ddgen.app.allocator import keep_freed_memory
 
         keep_freed_memory()
-    return place, torch.float32 if place.type == "cpu" else torch.bfloat16
+    return place, torch.float32 if place.type == "cpu" and not kind else torch.bfloat16
 
 
 def waited(call: Call, place: torch.device) -> Call:
@@ -153,12 +155,12 @@ def bound(
 def step_ours(family: str, side: str, batch: str, device: str = "cpu", without: str = "") -> Counted:
     """A guided step as a run does it. side: latent cells. without: one of bench.without.WAYS that is left out."""
     from ddgen.diffusion.guidance import guided
-    from ddgen.nets import layers
+    from ddgen.nets import layers, winograd
     from ddgen.nets.attention import remembering
 
     place, dtype = place_of(device, keep=without != "memory")
-    if without == "linear":
-        layers.ONEDNN = True
+    layers.ONEDNN ^= without == "linear"
+    winograd.QUICK &= without != "winograd"
     network = random_unet(family, place, dtype)
     network.one_for_many = without != "prefix"
     given = told(family, int(side), int(batch), place, dtype)

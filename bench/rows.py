@@ -168,6 +168,23 @@ def step(family: str, side: int, batch: int, *, repeats: int = 3, warmups: int =
     )
 
 
+def step_bf16() -> Pair:
+    from ddgen.app.assemble import cpu_has_bf16
+
+    if not cpu_has_bf16():
+        raise Absent("a processor that multiplies bfloat16")
+    given = ["SD15", "64", "1", "cpu/bfloat16"]
+    return workers(
+        "one guided step, SD1.5 shape, 512 x 512, bfloat16",
+        [NETWORKS + "step_ours", *given],
+        "diffusers, eager",
+        [NETWORKS + "step_diffusers", *given],
+        target=1.0,
+        limit=given[-1],
+        repeats=3,
+    )
+
+
 def step_compiled() -> Pair:
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         raise Absent("torch.compile needs a C++ compiler")
@@ -296,6 +313,7 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "step-8": partial(step, "SD15", 64, 8, repeats=1, warmups=0),
     "step-1024": partial(step, "SD15", 128, 1, repeats=1, warmups=0),
     "step-xl": partial(step, "SDXL", 128, 1, repeats=1, warmups=0),
+    "step-bf16": step_bf16,
     "step-compiled": step_compiled,
     "step-openvino": step_openvino,
     "decode": partial(vae, "decode", "VAE decode, 512 x 512"),
@@ -316,7 +334,7 @@ ROWS: dict[str, Callable[[], Pair]] = {
     },
 }
 LONG = (
-    "upscale-memory", "load-xl", "load-xl-memory", "step-8", "step-1024", "step-xl", "step-compiled", "step-openvino",
+    "upscale-memory", "load-xl", "load-xl-memory", "step-8", "step-bf16", "step-1024", "step-xl", "step-compiled", "step-openvino",
     "decode-tiled", "encode-tiled",
     *warmth.LONG, *whole.LONG, *batches.LONG, *training.ROWS, *seeing.ROWS, *without.ROWS,
 )  # fmt: skip

@@ -28,7 +28,7 @@ def checkpoint() -> tuple[tempfile.TemporaryDirectory[str], str]:
 
 
 def sample(path: str, *more: str, steps: int = STEPS, side: int = SIDE) -> list[str]:
-    flags = ["--size", f"{side}x{side}", "--steps", str(steps), "--sampler", "euler", "--guidance", "7.5"]
+    flags = ["--size", f"{side}x{side}", "--steps", str(steps), "--sampler", "euler", "--guidance", "7.5", "--dtype", "float32"]
     return [DDGEN, "sample", "a red apple", "--model", path, *flags, "--seed", "7", "-o", "apple.png", *more]
 
 

@@ -20,17 +20,22 @@ STEP = 20.0  # processor seconds of a step on such cores
 WEIGHTS, READING = 3.4e9, 10e9  # bytes; bytes a second
 
 
+def diffusion_unet(family: str) -> torch.nn.Module:
+    from ddgen.nets.unet import UNet
+    from ddgen.weights.arch import FAMILIES
+
+    return UNet(FAMILIES[family].unet)
+
+
 def _counted(*, keys: bool = True, prefix: bool = True) -> float:
     """Return the operations of a guided step. keys: those of the text are remembered. prefix: what lies before the
     first text is computed once."""
     from ddgen.nets.attention import remembering
-    from ddgen.nets.unet import UNet
-    from ddgen.weights.arch import FAMILIES
 
     family, side, batch = GIVEN[0], int(GIVEN[1]), int(GIVEN[2])
     meta = torch.device("meta")
     with meta:
-        network = UNet(FAMILIES[family].unet)
+        network = diffusion_unet(family)
     given = networks.told(family, side, batch, meta, torch.float32)
     x = given["x"] if prefix else given["x"].repeat(2, 1, 1, 1)
 
@@ -42,6 +47,30 @@ def _counted(*, keys: bool = True, prefix: bool = True) -> float:
     with remembering([network]):
         call()
         return networks.operations(call)
+
+
+def _spared() -> float:
+    """Return the share of a step's operations that Winograd's convolutions save: three quarters of theirs."""
+    from ddgen.nets.winograd import Conv3x3, pays
+
+    meta = torch.device("meta")
+    family, side, batch = GIVEN[0], int(GIVEN[1]), int(GIVEN[2])
+    with meta:
+        network = diffusion_unet(family)
+    saved = 0.0
+
+    def note(layer: Conv3x3, given: tuple[torch.Tensor], result: torch.Tensor) -> None:
+        nonlocal saved
+        if pays(torch.empty(given[0].shape), layer.weight):
+            saved += 0.75 * 2 * result.numel() * layer.weight[0].numel()
+
+    for layer in network.modules():
+        if isinstance(layer, Conv3x3):
+            layer.register_forward_hook(note)
+    given = networks.told(family, side, batch, meta, torch.float32)
+    x = given["x"].repeat(2, 1, 1, 1)
+    total = networks.operations(lambda: network(x, x.new_zeros(len(x)), given["context"], given["vector"]))
+    return saved / total
 
 
 @dataclass(frozen=True)
@@ -56,8 +85,9 @@ WAYS = {
     "keys": Way("keys and values of the text computed in every step", lambda: _counted() / _counted(keys=False)),
     "prefix": Way("both branches from the first layer on", lambda: _counted() / _counted(prefix=False)),
     "memory": Way("freed memory left to the C library", lambda: 1 - PAGES * PAGE / STEP),
-    # A quarter of a step, in which MKL took 0.56 to 1.00 of oneDNN's time.
-    "linear": Way("linear layers through oneDNN (AVX2)", lambda: 1 - 0.25 * (1 - 0.8)),
+    # A quarter of a step. With AVX2 MKL took 0.56 to 1.00 of oneDNN's time; with AVX-512 oneDNN two thirds of MKL's.
+    "linear": Way("linear layers through the other of MKL and oneDNN", lambda: 1 - 0.25 * (1 - 0.8)),
+    "winograd": Way("all convolutions by the plain sum", lambda: 1 - _spared()),
     # The weights are read once, not twice; both cores wait for them.
     "batch": Way("the two branches one after the other", lambda: 1 - 2 * WEIGHTS / READING / STEP),
 }
