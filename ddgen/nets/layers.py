@@ -144,6 +144,15 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + self.out_layers(h)
 
 
+class EndPadded(nn.Conv2d):
+    """A convolution that sees zeros to the right and below, nowhere else."""
+
+    ends = (0, 1, 0, 1)  # left, right, above, below
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.ends))
+
+
 class Downsample(nn.Module):
     """Halve both sides with a strided 3 x 3 convolution, padded on all sides."""
 

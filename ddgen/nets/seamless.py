@@ -13,6 +13,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from ddgen.nets.layers import EndPadded
+
 
 @contextmanager
 def seamless(networks: Iterable[object], axes: str) -> Iterator[None]:
@@ -23,7 +25,7 @@ def seamless(networks: Iterable[object], axes: str) -> Iterator[None]:
         for network in networks
         if isinstance(network, nn.Module)
         for layer in network.modules()
-        if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0)
+        if isinstance(layer, nn.Conv2d) and any(_sides(layer))
     }
     for layer, forward in before.items():
         if axes:
@@ -39,8 +41,16 @@ def seamless(networks: Iterable[object], axes: str) -> Iterator[None]:
                 layer.forward = forward  # type: ignore[method-assign]
 
 
-def _wrapped(layer: nn.Conv2d, axes: str, x: Tensor) -> Tensor:
+def _sides(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Return how far a convolution reaches over the left, right, upper and lower end."""
+    if isinstance(layer, EndPadded):
+        return layer.ends
     down, across = layer.padding
-    for axis, sides in (("x", (across, across, 0, 0)), ("y", (0, 0, down, down))):
+    return int(across), int(across), int(down), int(down)
+
+
+def _wrapped(layer: nn.Conv2d, axes: str, x: Tensor) -> Tensor:
+    left, right, above, below = _sides(layer)
+    for axis, sides in (("x", (left, right, 0, 0)), ("y", (0, 0, above, below))):
         x = pad(x, sides, mode="circular") if axis in axes else pad(x, sides)
     return conv2d(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)

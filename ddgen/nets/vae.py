@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
+from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
 
 from ddgen.nets.config import KLConfig
+from ddgen.nets.layers import EndPadded
 from ddgen.nets.seamless import seamless
 from ddgen.nets.tiling import Tiling, in_tiles
 from ddgen.nets.winograd import Conv3x3
@@ -82,10 +83,10 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = EndPadded(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(pad(x, (0, 1, 0, 1)))
+        return self.conv(x)
 
 
 class Upsample(nn.Module):
