@@ -19,6 +19,7 @@ from ddgen.app import runfiles
 from ddgen.app.dataset import Dataset
 from ddgen.app.pipeline import Pipeline
 from ddgen.app.runfiles import read_log, read_state
+from ddgen.app.ledger import Lock, Shard
 from ddgen.app.train import Settings, Trainer
 from ddgen.errors import InputError, ModelError
 from ddgen.nets.config import KLConfig, PatchConfig, UNetConfig
@@ -361,3 +362,19 @@ def test_the_whole_command_survives_kill(model, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("model.safetensors", "samples/step-000020.png", "samples/step-000040.png"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_runs_do_not_share_a_directory(model, folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    lock = Lock(tmp_path / "out", Shard())
+    argv = [sys.executable, "-m", "ddgen", "train", str(folder), "--out", "out", "--model", str(model), "--steps", "1", "-b", "2",
+            "--sheet-every", "0", "--progress", "none", "--device", "cpu"]  # fmt: skip
+    refused = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 10 and f"'out' is in use by ddgen pid {os.getpid()}" in refused.stderr
+    assert not (tmp_path / "out" / "state.safetensors").exists()
+    lock.release()
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    argv[argv.index("out")] = "x" * 300
+    refused = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 7 and "the name is too long" in refused.stderr

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ddgen.nets import vae
 from ddgen.nets.config import KLConfig
 from ddgen.nets.seamless import seamless
-from ddgen.nets.tiling import Tiling, fades, in_tiles, spread
+from ddgen.nets.tiling import Tiling, count_of, fades, fitted, in_tiles, spread
 from ddgen.nets.vae import AutoencoderKL
 
 SMALL = KLConfig(model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=2)
@@ -149,6 +149,21 @@ def test_slices_change_nothing() -> None:
         sliced = network.encode(images), network.decode(latents)
     assert distance(sliced[0], whole[0]) <= 1e-12
     assert distance(sliced[1], whole[1]) <= 1e-12
+
+
+@pytest.mark.parametrize("ring", ["", "x", "xy"])
+@pytest.mark.parametrize("sides", [(64, 64), (65, 40), (20, 130), (33, 31)])
+def test_tiles_are_no_larger_than_so_many_must_be(sides: tuple[int, int], ring: str) -> None:
+    for tiling in (Tiling(32, 8, ring), Tiling(16, 8, ring), Tiling(64, 16, ring)):
+        smaller = fitted(*sides, tiling)
+        assert 2 * tiling.overlap <= smaller.size <= tiling.size and smaller.overlap == tiling.overlap
+        assert smaller.size % 4 == 0 or smaller.size == tiling.size
+        round_ = tiling.round_axes(*sides)
+        assert smaller.round_axes(*sides) == round_
+        for axis, length in zip("yx", sides, strict=True):
+            assert count_of(length, smaller, ring=axis in round_) == count_of(length, tiling, ring=axis in round_)
+    assert fitted(64, 64, Tiling(32, 8)).size == 28
+    assert fitted(64, 64, Tiling(32, 8, "xy")).size == 32
 
 
 @pytest.mark.parametrize("length", [*range(1, 70), 97, 128, 1000])

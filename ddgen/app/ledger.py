@@ -50,13 +50,17 @@ class Lock:
     """
 
     def __init__(self, directory: Path, shard: Shard) -> None:
-        """Take it at once.
+        """Take it at once; make the directory where there is none.
 
         Raises:
             BusyError: another run has it, named by its pid.
-            OutputError: the directory cannot be written.
+            OutputError: the directory cannot be made or written.
         """
         self._held: list[int] = []
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _refused(directory, error) from error
         try:
             whole = directory / ".ddgen.lock"
             if shard.count == 1:
@@ -72,8 +76,7 @@ class Lock:
         try:
             held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            words, mend = files.reason(error)
-            raise OutputError(f"output directory '{directory}': {words}", mend, id="output.lock") from error
+            raise _refused(directory, error) from error
         self._held.append(held)
         try:
             fcntl.flock(held, kind | fcntl.LOCK_NB)
@@ -96,6 +99,11 @@ class Lock:
         for held in self._held:
             os.close(held)
         self._held.clear()
+
+
+def _refused(directory: Path, error: OSError) -> OutputError:
+    words, mend = files.reason(error)
+    return OutputError(f"output directory '{directory}': {words}", mend, id="output.lock")
 
 
 class Ledger:

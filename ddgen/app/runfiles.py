@@ -102,7 +102,7 @@ def read_log(out: Path) -> list[dict[str, Any]]:
             report = json.loads(line)
         except ValueError:
             continue
-        if isinstance(report, dict) and {"step", "loss", "fixed"} <= report.keys():
+        if isinstance(report, dict) and all(isinstance(report.get(key), int | float) for key in ("step", "loss", "fixed")):
             found.append(report)
     return found
 

@@ -361,6 +361,8 @@ class Trainer:
         self.optimizer.load(part("optimizer."))
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.scale, self.finite = facts.get("scale", [self.scale, 0])
+        if self._base is None:
+            self._base = facts.get("model")
 
     def _unlike(self, facts: dict[str, Any]) -> list[str]:
         """Return in words what a saved run had otherwise."""

@@ -92,7 +92,6 @@ def run(options: Options, values: dict[str, Any], target: Target) -> None:
         show_plan(options, planner)
         return
     files.probe_directory(target.root)
-    os.makedirs(target.root, exist_ok=True)
     lock = Lock(target.root, options.shard)
     try:
         if "seed" not in options.base:

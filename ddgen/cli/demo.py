@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ddgen.cli import console, process
 from ddgen.cli.progress import duration, make_progress
+from ddgen.cli.training import hold
 from ddgen.errors import UsageError
 from ddgen.io import files
 
@@ -53,6 +54,7 @@ def follow(context: "typer.Context") -> None:
         )
     out = given.get("out") or Path("demo")
     files.probe_directory(out)
+    context.call_on_close(hold(out).release)
     demo(
         out,
         steps=given.get("steps"),

@@ -168,6 +168,8 @@ def train(
         budget=settings.budget,
         word=embedding_token,
     )
+    if group.first and not dry_run:
+        context.call_on_close(training.hold(out).release)
     trainer = (Trainer if part == "unet" else FirstStageTrainer)(
         pipeline,
         examples,

@@ -12,6 +12,7 @@ from ddgen.io import files
 if TYPE_CHECKING:
     import typer
 
+    from ddgen.app.ledger import Lock
     from ddgen.app.pipeline import Pipeline
     from ddgen.app.subjects import Subject
     from ddgen.app.train import Trainer
@@ -64,6 +65,17 @@ def bucket(spec: "Spec") -> int:
     """Return what the sides of other sizes are multiples of: 64 pixels, as usual, or what a small model takes."""
     usual = math.lcm(spec.divisor, 64)
     return usual if usual * 4 <= min(spec.defaults.width, spec.defaults.height) else spec.divisor
+
+
+def hold(out: Path) -> "Lock":
+    """Return the right to write into a run's directory, which this process now has.
+
+    Raises:
+        BusyError: another run has it, named by its pid. OutputError: the directory cannot be made or written.
+    """
+    from ddgen.app.ledger import Lock, Shard
+
+    return Lock(out, Shard())
 
 
 def follow(

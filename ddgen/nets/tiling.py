@@ -7,11 +7,14 @@ the first, and the field has no border along that axis.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+
+MULTIPLE = 4  # cells; quick convolutions work on tiles of so many (nets/winograd.py)
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,34 @@ class Tiling:
         return "".join(axis for axis, length in (("x", width), ("y", height)) if axis in self.ring and length > self.size)
 
 
+def count_of(length: int, tiling: Tiling, *, ring: bool = False) -> int:
+    """Return how many tiles cover `length` with at least the overlap asked for."""
+    if length <= tiling.size:
+        return 1
+    stride = tiling.size - tiling.overlap
+    return -(-length // stride) if ring else 1 + -(-(length - tiling.size) // stride)
+
+
 def spread(length: int, tiling: Tiling, *, ring: bool = False) -> list[int]:
     """Return where tiles start so that they cover `length` evenly with at least the overlap asked for. On a ring
     the last may reach over its end."""
-    if length <= tiling.size:
+    count = count_of(length, tiling, ring=ring)
+    if count == 1:
         return [0]
-    stride = tiling.size - tiling.overlap
     if ring:
-        count = -(-length // stride)
         return [round(i * length / count) for i in range(count)]
-    count = 1 + -(-(length - tiling.size) // stride)
     return [round(i * (length - tiling.size) / (count - 1)) for i in range(count)]
+
+
+def fitted(height: int, width: int, tiling: Tiling) -> Tiling:
+    """Return tiles that cover a field of so many cells in the same number, but are no larger than that takes: 64
+    cells in three of 28, not of 32. Their sides are multiples of MULTIPLE where the field allows."""
+    ring, needed = tiling.round_axes(height, width), 2 * tiling.overlap
+    for axis, length in (("x", width), ("y", height)):
+        count = count_of(length, tiling, ring=axis in ring)
+        inside = -(-length // count) + tiling.overlap if axis in ring else -(-(length + (count - 1) * tiling.overlap) // count)
+        needed = max(needed, inside)
+    return replace(tiling, size=min(tiling.size, -(-needed // MULTIPLE) * MULTIPLE))
 
 
 def fades(starts: list[int], size: int, length: int, like: Tensor, *, ring: bool = False) -> list[Tensor]:
@@ -129,6 +149,7 @@ def in_tiles(
     height, width = x.shape[-2] // cell_in, x.shape[-1] // cell_in
     if max(height, width) <= tiling.size:
         return function(x)
+    tiling = fitted(height, width, tiling)
 
     def compute(rows: slice, columns: slice) -> Tensor:
         return function(part(x, larger(rows, cell_in), larger(columns, cell_in)))
