@@ -16,9 +16,10 @@ from bench import networks
 
 TOP = 5
 KINDS = {
-    "convolution": ("mkldnn_convolution", "thnn_conv2d", "_slow_conv2d_forward", "_convolution_pointwise"),
+    # bmm: the products of Winograd's convolutions; attention is one operation here.
+    "convolution": ("mkldnn_convolution", "thnn_conv2d", "_slow_conv2d_forward", "_convolution_pointwise", "bmm"),
     "linear": ("addmm", "mm", "_linear_pointwise"),
-    "attention": ("_scaled_dot_product_flash_attention_for_cpu", "bmm", "baddbmm", "_softmax"),
+    "attention": ("_scaled_dot_product_flash_attention_for_cpu", "baddbmm", "_softmax"),
     "norm": ("native_group_norm", "native_layer_norm"),
     "activation": ("silu", "silu_", "gelu"),
     "copy": ("copy_", "cat", "repeat", "upsample_nearest2d", "upsample_nearest2d_out"),
