@@ -108,8 +108,8 @@ def kept_small(*, memory: bool) -> Pair:
 
 ROWS: dict[str, Callable[[], Pair]] = {
     "image": against_diffusers,
-    "image-20": lambda: against_diffusers(*USUAL, repeats=1),
     "image-memory": lambda: against_diffusers(memory=True),
+    "image-20": lambda: against_diffusers(*USUAL, repeats=1),
     "image-cpp": against_cpp,
     "small": lambda: kept_small(memory=False),
     "small-memory": lambda: kept_small(memory=True),
