@@ -307,7 +307,7 @@ def test_the_whole_command_survives_kill(model, folder, tmp_path):
             str(model),
             "--scratch",
             "--steps",
-            "40",
+            "150",
             "-b",
             "4",
             "--warmup",
@@ -349,7 +349,7 @@ def test_the_whole_command_survives_kill(model, folder, tmp_path):
         _, words = process.communicate(timeout=200)
         assert process.returncode == -number and told in words
     saved = int(re.search(rb"step (\d+) is saved", words)[1])
-    assert read_state(tmp_path / "killed")[1]["step"] == saved < 40
+    assert read_state(tmp_path / "killed")[1]["step"] == saved < 150
     done = subprocess.run(
         command(tmp_path / "killed"),
         env=env,
