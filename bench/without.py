@@ -85,7 +85,7 @@ WAYS = {
     "keys": Way("keys and values of the text computed in every step", lambda: _counted() / _counted(keys=False)),
     "prefix": Way("both branches from the first layer on", lambda: _counted() / _counted(prefix=False)),
     "memory": Way("freed memory left to the C library", lambda: 1 - PAGES * PAGE / STEP),
-    # A quarter of a step. With AVX2 MKL took 0.56 to 1.00 of oneDNN's time; with AVX-512 oneDNN two thirds of MKL's.
+    # A quarter of a step, in which with AVX2 MKL took 0.56 to 1.00 of oneDNN's time; with AVX-512 as much the other way.
     "linear": Way("linear layers through the other of MKL and oneDNN", lambda: 1 - 0.25 * (1 - 0.8)),
     "winograd": Way("all convolutions by the plain sum", lambda: 1 - _spared()),
     # The weights are read once, not twice; both cores wait for them.

@@ -152,10 +152,10 @@ class Dataset:
         found.update(json.dumps(list(self.texts)).encode())
         return found.hexdigest()
 
-    def has_digest(self, digest: str) -> bool:
-        """Return whether a digest is of this data, whatever was kept when it was taken."""
-        kept = self._kept is not None
-        return any(digest == self.digest(pixels=pixels) for pixels in (kept, not kept))
+    @property
+    def keeps(self) -> bool:
+        """Whether the pixels are held in memory."""
+        return self._kept is not None
 
     def draw(
         self,

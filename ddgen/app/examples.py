@@ -15,10 +15,10 @@ import json
 import struct
 import tarfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
@@ -26,6 +26,7 @@ from ddgen.errors import InputError
 from ddgen.io import images
 
 MANIFESTS = ("metadata.jsonl", "metadata.csv")
+Read = TypeVar("Read")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TEXTS = (".txt", ".json")
 MAX_PICTURE = 256 * 2**20  # bytes of a file
@@ -80,12 +81,7 @@ class Example:
         Raises:
             InputError: it cannot be decoded.
         """
-        try:
-            with self.image() as image, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd EXIF
-                return images.upright(image).convert("RGBA")
-        except BAD as error:
-            raise self.bad(f"cannot be read ({type(error).__name__})") from None
+        return self._read(lambda image: images.upright(image).convert("RGBA"))
 
     def size(self) -> tuple[int, int]:
         """Return width and height of what `decoded` gives, in pixels.
@@ -93,10 +89,13 @@ class Example:
         Raises:
             InputError: it is no picture.
         """
+        return self._read(images.upright_size)
+
+    def _read(self, read: Callable[[Image.Image], Read]) -> Read:
         try:
             with self.image() as image, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return images.upright_size(image)
+                warnings.simplefilter("ignore")  # of odd EXIF
+                return read(image)
         except BAD as error:
             raise self.bad(f"cannot be read ({type(error).__name__})") from None
 

@@ -344,7 +344,7 @@ class Trainer:
     def _resume(self) -> None:
         tensors, facts = runfiles.read_state(self.out)
         wrong = self._unlike(facts)
-        if wrong or not self.data.has_digest(facts["data"]):
+        if wrong or not self._same_data(facts["data"]):
             what = f"other settings ({', '.join(wrong)})" if wrong else "other data"
             raise InputError(
                 f"'{self.out}' holds a run with {what}", "give the same, or another --out", id="input.run"
@@ -363,6 +363,10 @@ class Trainer:
         self.scale, self.finite = facts.get("scale", [self.scale, 0])
         if self._base is None:
             self._base = facts.get("model")
+
+    def _same_data(self, digest: str) -> bool:
+        """Return whether a digest is of this run's data, whatever was kept when it was taken."""
+        return digest == self._digest or digest == self.data.digest(pixels=not self.data.keeps)
 
     def _unlike(self, facts: dict[str, Any]) -> list[str]:
         """Return in words what a saved run had otherwise."""

@@ -22,6 +22,7 @@ EXAMPLES = """Examples:
   ddgen eval sticker --data data/stickers -o quick --steps 4
 """
 EVALUATION = "Evaluation"
+DRAWN = ("steps", "guidance", "sampler", "spacing")  # settings of a model that the command line may replace
 
 Models = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="Names of 'ddgen models', files or folders.", show_default=False)
@@ -79,7 +80,8 @@ def evaluate(
     from ddgen.weights import registry
 
     rows = suites.build() if suite is None else list(suites.read(suite))
-    specs = [asked_for(registry.find(model), steps, guidance, sampler) for model in models]  # an unknown name is told before anything is made
+    # An unknown name is told before anything is made.
+    specs = [asked_for(registry.find(model), steps, guidance, sampler) for model in models]
     names = [spec.name for spec in specs]
     labels = [name if names.count(name) == 1 else model for name, model in zip(names, models, strict=True)]
     targets = [output / "report.html", output / "figures.json"]
@@ -122,9 +124,6 @@ def evaluate(
     for line in report.lines(figures, checked):
         console.say(line)
     console.out(str(targets[0]))
-
-
-DRAWN = ("steps", "guidance", "sampler", "spacing")
 
 
 def asked_for(spec: "Spec", steps: str | None, guidance: str | None, sampler: str | None) -> "Spec":

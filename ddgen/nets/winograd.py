@@ -72,13 +72,13 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     for first in range(0, len(weight), most):
         part = slice(first, first + most)
         turned = turned_weights(weight[part])
-        offset = None if bias is None else bias[part].view(-1, 1, 1)
+        offset = 0.0 if bias is None else bias[part].view(-1, 1, 1)
         for picture, out in zip(x, result[:, part], strict=True):
             _fill(out, picture, turned, offset)
     return result
 
 
-def _fill(result: Tensor, picture: Tensor, turned: Tensor, bias: Tensor | None) -> None:
+def _fill(result: Tensor, picture: Tensor, turned: Tensor, bias: Tensor | float) -> None:
     """Write the convolution of one picture. result: (O, H, W). picture: (C, H, W). turned: (36, O, C)."""
     out_channels, channels = turned.shape[1:]
     high, wide = picture.shape[-2] // TILE, picture.shape[-1] // TILE
@@ -91,8 +91,7 @@ def _fill(result: Tensor, picture: Tensor, turned: Tensor, bias: Tensor | None) 
         strip = result[:, TILE * top : TILE * (top + count)].view(out_channels, count, TILE, wide, TILE)
         for i, row in enumerate(back(products)):
             for j, cells in enumerate(back(row)):
-                place = strip[:, :, i, :, j]
-                place.copy_(cells) if bias is None else torch.add(cells, bias, out=place)
+                torch.add(cells, bias, out=strip[:, :, i, :, j])
 
 
 def turned_weights(weight: Tensor) -> Tensor:
