@@ -113,27 +113,32 @@ def told(family: str, side: int, batch: int, place: torch.device, dtype: torch.d
     return {"x": make(batch, unet.in_channels, side, side), "context": context, "vector": vector}
 
 
-def guided_work(family: str, side: int, batch: int) -> float:
-    """Return the operations of both branches in full."""
+def described(family: str, side: int, batch: int) -> tuple[Any, dict[str, Any], Tensor]:
+    """Return our U-Net on the meta device, what it is told, and the rows of both branches in full: counting is free
+    there."""
+    meta = torch.device("meta")
+    given = told(family, side, batch, meta, torch.float32)
+    return meta_unet(family), given, given["x"].repeat(2, 1, 1, 1)
+
+
+def meta_unet(family: str) -> nn.Module:
+    """Return our U-Net of a family without numbers."""
     from ddgen.nets.unet import UNet
     from ddgen.weights.arch import FAMILIES
 
-    meta = torch.device("meta")
-    with meta:
-        network = UNet(FAMILIES[family].unet)
-    given = told(family, side, batch, meta, torch.float32)
-    x = given["x"].repeat(2, 1, 1, 1)
+    with torch.device("meta"):
+        return UNet(FAMILIES[family].unet)
+
+
+def guided_work(family: str, side: int, batch: int) -> float:
+    """Return the operations of both branches in full."""
+    network, given, x = described(family, side, batch)
     return operations(lambda: network(x, x.new_zeros(len(x)), given["context"], given["vector"]))
 
 
 def random_unet(family: str, place: torch.device, dtype: torch.dtype) -> Any:
     """Return our U-Net of a family with random weights."""
-    from ddgen.nets.unet import UNet
-    from ddgen.weights.arch import FAMILIES
-
-    with torch.device("meta"):
-        network = UNet(FAMILIES[family].unet)
-    return shared_weights(network, place, dtype)
+    return shared_weights(meta_unet(family), place, dtype)
 
 
 def bound(

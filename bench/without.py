@@ -13,18 +13,12 @@ import torch
 from bench import networks
 from bench.measure import Pair
 
-GIVEN = ("SD15", "64", "1")
+SHAPE = ("SD15", 64, 1)
+GIVEN = tuple(map(str, SHAPE))
 PAGES = 3e9 / 4096  # that a step would touch anew
 PAGE = 0.7e-6  # processor seconds for the kernel to find one, to clear it and to note it
 STEP = 20.0  # processor seconds of a step on such cores
 WEIGHTS, READING = 3.4e9, 10e9  # bytes; bytes a second
-
-
-def diffusion_unet(family: str) -> torch.nn.Module:
-    from ddgen.nets.unet import UNet
-    from ddgen.weights.arch import FAMILIES
-
-    return UNet(FAMILIES[family].unet)
 
 
 def _counted(*, keys: bool = True, prefix: bool = True) -> float:
@@ -32,12 +26,8 @@ def _counted(*, keys: bool = True, prefix: bool = True) -> float:
     first text is computed once."""
     from ddgen.nets.attention import remembering
 
-    family, side, batch = GIVEN[0], int(GIVEN[1]), int(GIVEN[2])
-    meta = torch.device("meta")
-    with meta:
-        network = diffusion_unet(family)
-    given = networks.told(family, side, batch, meta, torch.float32)
-    x = given["x"] if prefix else given["x"].repeat(2, 1, 1, 1)
+    network, given, doubled = networks.described(*SHAPE)
+    x = given["x"] if prefix else doubled
 
     def call() -> object:
         return network(x, x.new_zeros(len(x)), given["context"], given["vector"])
@@ -53,10 +43,7 @@ def _spared() -> float:
     """Return the share of a step's operations that Winograd's convolutions save: three quarters of theirs."""
     from ddgen.nets.winograd import Conv3x3, pays
 
-    meta = torch.device("meta")
-    family, side, batch = GIVEN[0], int(GIVEN[1]), int(GIVEN[2])
-    with meta:
-        network = diffusion_unet(family)
+    network, given, x = networks.described(*SHAPE)
     saved = 0.0
 
     def note(layer: Conv3x3, given: tuple[torch.Tensor], result: torch.Tensor) -> None:
@@ -67,8 +54,6 @@ def _spared() -> float:
     for layer in network.modules():
         if isinstance(layer, Conv3x3):
             layer.register_forward_hook(note)
-    given = networks.told(family, side, batch, meta, torch.float32)
-    x = given["x"].repeat(2, 1, 1, 1)
     total = networks.operations(lambda: network(x, x.new_zeros(len(x)), given["context"], given["vector"]))
     return saved / total
 
