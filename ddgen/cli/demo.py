@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ddgen.cli import console, process
 from ddgen.cli.progress import duration, make_progress
-from ddgen.cli.training import hold
+from ddgen.cli.training import given, hold
 from ddgen.errors import UsageError
 from ddgen.io import files
 
@@ -39,25 +39,23 @@ def follow(context: "typer.Context") -> None:
     Raises:
         UsageError: a flag that the demo does not take, or minutes that are no time.
     """
-    given = {}
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and not source.name.startswith("DEFAULT"):
-            given[parameter.name] = context.params[parameter.name or ""]
-            if parameter.name not in TAKEN:
-                flag = next((word for word in parameter.opts if word.startswith("--")), "DATA")
-                raise UsageError(f"--demo does not go with {flag}", "leave one of them out", id="usage.demo")
-    minutes = given.get("minutes")
+    told = {}
+    for parameter in given(context):
+        told[parameter.name] = context.params[parameter.name or ""]
+        if parameter.name not in TAKEN:
+            flag = next((word for word in parameter.opts if word.startswith("--")), "DATA")
+            raise UsageError(f"--demo does not go with {flag}", "leave one of them out", id="usage.demo")
+    minutes = told.get("minutes")
     if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
         raise UsageError(
             f"--minutes {minutes}: must be above 0", "give a positive number", id="usage.number"
         )
-    out = given.get("out") or Path("demo")
+    out = told.get("out") or Path("demo")
     files.probe_directory(out)
     context.call_on_close(hold(out).release)
     demo(
         out,
-        steps=given.get("steps"),
+        steps=told.get("steps"),
         minutes=minutes,
         seed=context.params["seed"],
         device=context.params["device"],

@@ -1,6 +1,7 @@
 """The talk and the checks of `ddgen train`: what goes together, what a run will take, how far it is."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,12 +160,17 @@ def kind(
     return "whole" if embedding is None else "embedding"
 
 
-def refuse_idle(context: "typer.Context", part: str, optimizer: str) -> None:
-    """Refuse flags that a run would not heed."""
+def given(context: "typer.Context") -> "Iterator[Any]":
+    """Yield the parameters that somebody gave."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if source is None or source.name.startswith("DEFAULT"):
-            continue
+        if source is not None and not source.name.startswith("DEFAULT"):
+            yield parameter
+
+
+def refuse_idle(context: "typer.Context", part: str, optimizer: str) -> None:
+    """Refuse flags that a run would not heed."""
+    for parameter in given(context):
         if part != "unet" and parameter.name in OF_UNET:
             raise UsageError(f"{parameter.opts[0]} is for the U-Net", "leave it away", id="usage.train")
         if optimizer != "muon" and parameter.name == "muon_lr":
